@@ -1,0 +1,119 @@
+"""Run a workflow on a running ComfyUI, show how far it is, and tell where its results lie."""
+
+import json
+import shutil
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from devkit import DevError
+from devkit.events import Events
+from devkit.server import Server
+from devkit.terminal import StatusLine, clock
+
+BAR = 24
+
+
+class Watch:
+    """Turns ComfyUI's events into a status line, one for each node in turn."""
+
+    def __init__(self, prompt: dict[str, Any]) -> None:
+        self.prompt = prompt
+        self.line = StatusLine()
+        self.seen: list[str] = []
+        self.start = time.monotonic()
+        self.text = ""
+
+    def follow(self, events: Events) -> None:
+        """Show events until the server hangs up."""
+        handlers = {"executing": self.executing, "progress": self.progress, "text": self.note}
+        try:
+            for kind, data in events:
+                if kind in handlers:
+                    handlers[kind](data)
+        except OSError:
+            return  # hung up in the middle of a message
+
+    def executing(self, data: dict[str, Any]) -> None:
+        """A node begins, so the one before it has ended; no node: the workflow has ended."""
+        if self.seen and self.seen[-1] != data["node"]:
+            self.line.done(f"{self.head()}  {clock(time.monotonic() - self.start)}  {self.text}".rstrip())
+        if data["node"] and data["node"] not in self.seen[-1:]:
+            self.seen.append(data["node"])
+            self.start, self.text = time.monotonic(), ""
+            self.line.show(f"{self.head()} ...")
+
+    def progress(self, data: dict[str, Any]) -> None:
+        """A node is so far along."""
+        value, total = data["value"], max(data["max"], 1)
+        took = time.monotonic() - self.start
+        bar = ("#" * (BAR * value // total)).ljust(BAR, ".")
+        speed = f"{value / took:.2f} it/s, {clock((total - value) * took / value)} left" if value and took > 1 else ""
+        self.line.show(f"{self.head()}  {bar} {value}/{total}  {speed}  {self.text}".rstrip())
+
+    def note(self, data: dict[str, Any]) -> None:
+        """A node says a line about its work."""
+        self.text = " ".join(data["text"].split())
+
+    def head(self) -> str:
+        """Which node of how many is at work."""
+        return f"[{len(self.seen):2}/{len(self.prompt)}] {title(self.prompt, self.seen[-1])}"
+
+
+def title(prompt: dict[str, Any], node: str) -> str:
+    """A node's title as the workflow's author gave it, else its type."""
+    record = prompt.get(node, {})
+    return record.get("_meta", {}).get("title") or record.get("class_type", f"node {node}")
+
+
+def load_workflow(file: Path) -> dict[str, Any]:
+    """Read a workflow in ComfyUI's API form."""
+    if not file.is_file():
+        raise DevError(
+            f"{file} is missing: it belongs to the repository, so `git checkout -- {file.name}` there, or clone anew."
+        )
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def run_watched(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
+    """Run a workflow with its progress on the terminal, and return its history entry."""
+    client = uuid.uuid4().hex
+    events, watch = Events(server.port, client), Watch(prompt)
+    reader = threading.Thread(target=watch.follow, args=(events,), daemon=True)
+    reader.start()
+    try:
+        entry = server.wait(server.queue(prompt, client), timeout=24 * 3600)
+        reader.join(2)  # the last node's line comes just after the result
+        return entry
+    finally:
+        events.close()
+        if watch.line.live:
+            print()
+
+
+def report(server: Server, prompt: dict[str, Any], entry: dict[str, Any], since: float) -> list[str]:
+    """Lines that tell where each picture and each new adapter lies, and what the nodes wrote."""
+    lines = []
+    for node, output in entry["outputs"].items():
+        name = title(prompt, node)
+        lines += [f"{name}: {keep(server, image)}" for image in output.get("images", [])]
+        lines += [f"{name}: {text}" for text in output.get("text", []) if isinstance(text, str)]
+    return lines + [f"Adapter: {file}" for file in adapters(server.base, since)]
+
+
+def keep(server: Server, image: dict[str, str]) -> Path:
+    """Where a picture lies; a preview is copied into output/, because ComfyUI empties its temp folder when it stops."""
+    file = server.file(image)
+    if image["type"] != "temp":
+        return file
+    kept = server.base / "output" / "previews" / file.name
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy2(file, kept))
+
+
+def adapters(base: Path, since: float) -> list[Path]:
+    """The adapter files written since then."""
+    files = [file for folder in ("models", "output") for file in (base / folder).rglob("*.safetensors")]
+    return sorted(file for file in files if file.stat().st_mtime >= since)
