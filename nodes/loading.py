@@ -1,0 +1,116 @@
+"""Save, Load and Apply: adapters between files, wires and MODELs."""
+
+import logging
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..trilora import files
+from ..trilora.errors import FileError
+from . import patching
+from .sockets import CATEGORY, TriLoRA
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STRENGTH = "1 is as trained, 0 is the bare base, above 1 exaggerates; pictures usually break above 1.5."
+
+
+def lora_path(name: str) -> Path:
+    """The file behind an entry of the list of LoRAs."""
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise FileError(f"{name} is not in a loras folder any more. Refresh the list (key R) and choose again.")
+    return Path(path)
+
+
+class SaveTriLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TriLoRASave",
+            display_name="Save TriLoRA",
+            category=CATEGORY,
+            description="Writes an adapter to models/loras as a standard LoRA file that any tool loads.",
+            is_output_node=True,
+            inputs=[
+                TriLoRA.Input("trilora", tooltip="The adapter to save."),
+                io.String.Input(
+                    "filename", default="my_style",
+                    tooltip="Name under models/loras, folders allowed ('styles/ink'). A file of that name is replaced.",
+                ),
+                io.Combo.Input(
+                    "precision", options=list(DTYPES), default="float32", advanced=True,
+                    tooltip="Of the numbers in the file. float16 halves its size at a relative error of about 0.0003.",
+                ),
+            ],
+            outputs=[io.Combo.Output("file", tooltip="The saved file's name, for the file input of a loader.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, trilora, filename, precision) -> io.NodeOutput:
+        folder = Path(folder_paths.get_folder_paths("loras")[0])
+        path = files.inside(folder, filename)
+        files.save(trilora, path, DTYPES[precision])
+        logging.info("TriLoRA saved to %s", path)
+        name = str(path.relative_to(folder.resolve()))
+        return io.NodeOutput(name, ui={"text": (f"saved {name}, {path.stat().st_size / 1e6:.1f} MB",)})
+
+
+class LoadTriLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TriLoRALoad",
+            display_name="Load TriLoRA",
+            category=CATEGORY,
+            description="Puts U Σ Vᵀ of a TriLoRA or LoRA file on the model's weights.",
+            inputs=[
+                io.Model.Input("model", tooltip="The base model that the file was trained on."),
+                io.Combo.Input("file", options=_names(), tooltip="A .safetensors file of models/loras."),
+                io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH),
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The model with the adapter on it."),
+                TriLoRA.Output("trilora", tooltip="The adapter itself, for nodes that take one."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file=None, **_others):
+        if file is None:  # linked: the node before it tells whether anything changed
+            return 0
+        status = lora_path(file).stat()
+        return (status.st_mtime_ns, status.st_size)
+
+    @classmethod
+    def execute(cls, model, file, strength) -> io.NodeOutput:
+        path = lora_path(file)
+        adapter = files.load(path)
+        with patching.named(path.name):
+            return io.NodeOutput(patching.apply(model, adapter, strength), adapter)
+
+
+class ApplyTriLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TriLoRAApply",
+            display_name="Apply TriLoRA",
+            category=CATEGORY,
+            description="Puts an adapter that was just trained, loaded or merged on a model.",
+            inputs=[
+                io.Model.Input("model", tooltip="The base model that the adapter was trained on."),
+                TriLoRA.Input("trilora", tooltip="The adapter."),
+                io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH),
+            ],
+            outputs=[io.Model.Output("model", tooltip="The model with the adapter on it.")],
+        )
+
+    @classmethod
+    def execute(cls, model, trilora, strength) -> io.NodeOutput:
+        return io.NodeOutput(patching.apply(model, trilora, strength))
+
+
+def _names() -> list[str]:
+    return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]

@@ -1,0 +1,169 @@
+"""The algebra of W = W0 + U Σ Vᵀ (paper, Eq. 5 and 6): pure functions on factors.
+
+Shapes, here and everywhere: `u (out, r)`, `sigma (r,)`, `vh (r, *in)`. A convolution keeps its kernel in the trailing
+dimensions of `vh`. A `sigma` with two dimensions, `(r2, r1)`, is the full core C of the paper's Figure 1; then
+`u` is `(out, r2)` and `vh` is `(r1, *in)`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .errors import RankError, TriLoRAError
+
+GAUSSIAN_STD = 0.02  # std of the Gaussian factor; 1/r forgets more and fits worse
+
+
+class Factors(NamedTuple):
+    """U, Σ, Vᵀ of one layer; delta = u @ diag(sigma) @ vh."""
+
+    u: Tensor  # (out, r)
+    sigma: Tensor  # (r,), or the full core (r2, r1)
+    vh: Tensor  # (r, *in)
+
+    @property
+    def rank(self) -> int:
+        return min(self.sigma.shape)
+
+    def to(self, device: torch.device | str) -> "Factors":
+        """The same factors on another device."""
+        return Factors(self.u.to(device), self.sigma.to(device), self.vh.to(device))
+
+
+def left(factors: Factors) -> Tensor:
+    """U Σ, the one place where Σ meets its neighbours: (out, r)."""
+    u, sigma, _ = factors
+    return u * sigma if sigma.ndim == 1 else u @ sigma
+
+
+def delta(factors: Factors) -> Tensor:
+    """ΔW = U Σ Vᵀ (Eq. 5): (out, *in)."""
+    product = left(factors) @ factors.vh.flatten(1)
+    return product.view(-1, *factors.vh.shape[1:])
+
+
+def forward(x: Tensor, factors: Factors) -> Tensor:
+    """x ΔWᵀ without forming ΔW: (..., in) -> (..., out), in the dtype of x."""
+    hidden = linear(x, factors.vh.to(x.dtype))  # (..., r)
+    return linear(hidden, left(factors).to(x.dtype))
+
+
+def check_rank(rank: int, out_features: int, in_features: int, layer: str = "the layer") -> None:
+    """Refuse a rank that no matrix of this shape has.
+
+    Raises:
+        RankError: rank < 1, or rank > min(out_features, in_features).
+    """
+    largest = min(out_features, in_features)
+    if not 1 <= rank <= largest:
+        raise RankError(
+            f"Rank {rank} was asked for, but {layer} is {out_features} x {in_features} and holds ranks 1 to {largest}. "
+            f"Choose a rank of at most {largest}, or leave this layer out of the targets."
+        )
+
+
+def top_singular_values(weight: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+    """The largest `rank` singular values of a matrix (out, in), descending, by randomised subspace iteration.
+
+    Halko, Martinsson, Tropp 2011, Algorithm 4.4 with four iterations and oversampling 8.
+    """
+    matrix = weight.float()
+    width = min(rank + 8, *matrix.shape)
+    basis = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)  # (in, width)
+    for _ in range(4):
+        basis = torch.linalg.qr(matrix @ basis).Q  # (out, width)
+        basis = torch.linalg.qr(matrix.T @ basis).Q  # (in, width)
+    values: Tensor = torch.linalg.svdvals(matrix @ basis)
+    return values[:rank]
+
+
+def gaussian(shape: tuple[int, int], std: float, generator: torch.Generator) -> Tensor:
+    """N(0, std²), drawn on the CPU so that a seed means the same everywhere."""
+    return torch.randn(shape, generator=generator) * std
+
+
+def orthonormal_rows(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """A random (rows, columns) matrix with orthonormal rows."""
+    basis: Tensor = torch.linalg.qr(torch.randn(columns, rows, generator=generator)).Q
+    return basis.T.contiguous()
+
+
+def initial(kind: str, weight: Tensor, rank: int, generator: torch.Generator) -> Factors:
+    """Factors to start training from, float32 on the CPU, with delta = 0.
+
+    Args:
+        kind: `balanced`: vh ~ N(0, 0.02²), sigma = the top r singular values of W0 over their RMS, u = 0.
+            `paper` (section 3.3, read literally): vh ~ N(0, 1/r²), sigma = the top r singular values, u = 0.
+            `orthogonal`: u and vh orthonormal, sigma = 0.
+        weight: W0, (out, in).
+        rank: r.
+        generator: source of every random number, on the CPU.
+
+    Raises:
+        RankError: the weight cannot hold the rank.
+    """
+    out_features, in_features = weight.shape
+    check_rank(rank, out_features, in_features)
+    if kind == "orthogonal":
+        vh = orthonormal_rows(rank, in_features, generator)
+        u = orthonormal_rows(rank, out_features, generator).T.contiguous()
+        return Factors(u, torch.zeros(rank), vh)
+    sigma = top_singular_values(weight, rank, generator).cpu()
+    std = GAUSSIAN_STD
+    if kind == "balanced":
+        sigma = sigma / sigma.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    elif kind == "paper":
+        std = 1 / rank
+    else:
+        raise TriLoRAError(f"Initialisation {kind!r} is unknown; choose balanced, paper or orthogonal.")
+    return Factors(torch.zeros(out_features, rank), sigma, gaussian((rank, in_features), std, generator))
+
+
+def canonical(factors: Factors) -> Factors:
+    """The compact SVD (Eq. 4) of the same delta: u, vh orthonormal, sigma >= 0 and descending, float32.
+
+    QR of u and of vhᵀ, then the SVD of the small middle R_u Σ R_vᵀ: nothing of size out x in is formed.
+    Where the rank exceeds a side of the layer, the surplus values, which are zero, are dropped.
+    """
+    u, sigma, vh = (tensor.float() for tensor in factors)
+    q_u, r_u = torch.linalg.qr(u)
+    q_v, r_v = torch.linalg.qr(vh.flatten(1).T)
+    middle = (r_u * sigma if sigma.ndim == 1 else r_u @ sigma) @ r_v.T
+    left_vectors, values, right_vectors = torch.linalg.svd(middle, full_matrices=False)
+    return Factors(q_u @ left_vectors, values, (right_vectors @ q_v.T).reshape(-1, *vh.shape[1:]))
+
+
+def scaled(factors: Factors, gains: Tensor | float) -> Factors:
+    """Each singular value times its gain; one number is the gain common to all (the strength)."""
+    return factors._replace(sigma=factors.sigma * gains)
+
+
+def truncated(factors: Factors, rank: int) -> Factors:
+    """The first `rank` components: of canonical factors, the best approximation of that rank (Eckart, Young)."""
+    return Factors(factors.u[:, :rank], factors.sigma[:rank], factors.vh[:rank])
+
+
+def energy(factors: Factors) -> Tensor:
+    """Share of the squared Frobenius norm held by the first k components, k = 1..r, of canonical factors: (r,)."""
+    squares = factors.sigma.square()
+    return squares.cumsum(0) / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
+
+
+def merged(several: Sequence[Factors], weights: Sequence[float]) -> Factors:
+    """Canonical factors of Σᵢ weightᵢ · deltaᵢ, exact: concatenated along the rank, never out x in."""
+    return canonical(
+        Factors(
+            torch.cat([f.u for f in several], dim=1),
+            torch.cat([f.sigma * w for f, w in zip(several, weights, strict=True)]),
+            torch.cat([f.vh for f in several], dim=0),
+        )
+    )
+
+
+def root_split(factors: Factors) -> tuple[Tensor, Tensor]:
+    """(u·√sigma, √sigma·vh): the two factors of a LoRA file, of equal size, so that sigma is the product of norms."""
+    root = factors.sigma.sqrt()
+    return factors.u * root, factors.vh * root.view(-1, *[1] * (factors.vh.ndim - 1))

@@ -1,0 +1,232 @@
+"""Adapters in files: standard LoRA safetensors out, any LoRA naming in; strict, atomic, never a pickle."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from .errors import FileError
+from .factors import Factors, canonical, root_split
+
+HEADER_LIMIT = 1_000_000  # bytes; ComfyUI serves a file's metadata only up to 1 MiB
+PAIRS = (  # suffixes of (up, down), each naming in use
+    (".lora_up.weight", ".lora_down.weight"),  # kohya
+    (".lora_B.weight", ".lora_A.weight"),  # PEFT, diffusers
+    (".lora_B.default.weight", ".lora_A.default.weight"),  # PEFT with its adapter's name
+    (".lora_B", ".lora_A"),  # Mochi
+    ("_lora.up.weight", "_lora.down.weight"),  # diffusers, attention processors
+    (".lora.up.weight", ".lora.down.weight"),  # diffusers
+    (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),  # transformers
+)
+ALPHA, MID = ".alpha", ".lora_mid.weight"
+OTHER_KINDS = {  # part of a key -> what it belongs to
+    ".dora_scale": "DoRA",
+    ".hada_": "LoHa",
+    ".lokr_": "LoKr",
+    ".oft_": "OFT",
+    ".boft_": "BOFT",
+    ".a1.weight": "GLoRA",
+    ".diff": "full weight differences",
+    ".set_weight": "replaced weights",
+    ".w_norm": "norm differences",
+    ".b_norm": "norm differences",
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What travels on a TRILORA wire and lies in a file.
+
+    Attributes:
+        layers: layer name as files have it (`lora_unet_..._attn1_to_q`, `diffusion_model....`) -> factors.
+        metadata: what the adapter says of itself, text to text.
+    """
+
+    layers: Mapping[str, Factors]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any layer."""
+        return max((factors.rank for factors in self.layers.values()), default=0)
+
+
+def inside(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
+    """`folder/name` with the suffix, refusing to leave the folder.
+
+    Raises:
+        FileError: an empty name, or one that points outside.
+    """
+    path = (folder / (name if name.endswith(suffix) else name + suffix)).resolve()
+    if not name.strip() or not path.is_relative_to(folder.resolve()) or path.stem == suffix:
+        raise FileError(f"The file name {name!r} does not stay inside {folder}. Give a plain name such as 'my_style'.")
+    return path
+
+
+def load(path: Path) -> Adapter:
+    """Read a LoRA file of any common naming into canonical factors.
+
+    Args:
+        path: a .safetensors file.
+
+    Raises:
+        FileError: not a whole safetensors file, a key of another kind, a factor without its partner, shapes that do
+            not fit together, NaN or inf. The message names file, key and remedy.
+    """
+    tensors, metadata = _read(path)
+    names = _pair(path, tensors)
+    layers = {}
+    for name, (up_key, down_key) in names.items():
+        up, down = tensors[up_key], _with_mid(path, name, tensors, down_key)
+        _check_shapes(path, name, up, down)
+        scale = _alpha(path, name, tensors, rank=down.shape[0]) / down.shape[0]
+        layers[name] = canonical(Factors(up.flatten(1), torch.full((down.shape[0],), scale), down))
+    if not layers:
+        raise FileError(f"{path.name} holds no LoRA layer ({len(tensors)} tensors). Choose a LoRA file.")
+    return Adapter(layers, metadata)
+
+
+def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a standard LoRA file: up = u·√sigma, down = √sigma·vh, alpha = rank, canonical.
+
+    Written beside its place, flushed, then renamed: a reader never sees half a file, and a failure leaves
+    what was there.
+
+    Args:
+        adapter: what to write.
+        path: a .safetensors path; its folder is made.
+        dtype: of the tensors; float16 halves the file at a relative error of about 3e-4.
+
+    Raises:
+        FileError: a NaN or inf in a factor, or the disk refuses.
+    """
+    tensors = {}
+    for name, factors in adapter.layers.items():
+        if not all(torch.isfinite(tensor).all() for tensor in factors):
+            raise FileError(f"Layer {name} holds NaN or inf, so {path.name} was not written. Lower the learning rate.")
+        exact = canonical(factors.to("cpu"))
+        up, down = root_split(exact)
+        tensors[name + PAIRS[0][0]] = up.view(*up.shape, *[1] * (down.ndim - 2)).to(dtype).contiguous()
+        tensors[name + PAIRS[0][1]] = down.to(dtype).contiguous()
+        tensors[name + ALPHA] = torch.tensor(float(exact.rank), dtype=dtype)
+    _write(path, _serialised(tensors, dict(adapter.metadata)))
+
+
+def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The file's bytes, with the hash of its data part in the metadata and the header within its limit."""
+    bare = to_bytes(tensors)
+    digest = hashlib.sha256(bare[8 + int.from_bytes(bare[:8], "little") :]).hexdigest()
+    metadata |= {"format": "pt", "sshs_model_hash": digest, "modelspec.hash_sha256": "0x" + digest}
+    room = HEADER_LIMIT - int.from_bytes(bare[:8], "little")
+    while len(json.dumps(metadata)) > room and metadata:
+        longest = max(metadata, key=lambda key: len(metadata[key]))
+        del metadata[longest]
+        metadata["trilora.left_out"] = "metadata over 1 MB"
+        if longest == "trilora.left_out":
+            break
+    return to_bytes(tensors, metadata)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FileError(
+            f"{path} could not be written: {error.strerror or error}. Free {len(data) / 1e6:.0f} MB or choose another "
+            "folder; what was there before is untouched."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if path.suffix != ".safetensors":
+        raise FileError(f"{path.name} is not a .safetensors file; other formats can run code when opened. Convert it.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise FileError(f"{path} does not exist. Choose another file, or refresh the list of files.") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise FileError(
+            f"{path.name} is not a whole safetensors file ({error}): it was cut short while it was copied, or is "
+            "something else under that name. Download or copy it again."
+        ) from error
+
+
+def _pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, str]]:
+    """Layer name -> (up key, down key); every tensor of the file has to belong to one of them."""
+    names: dict[str, tuple[str, str]] = {}
+    for key in tensors:
+        for suffixes in PAIRS:
+            if key.endswith(suffixes):
+                name = key.removesuffix(suffixes[0]).removesuffix(suffixes[1])
+                names[name] = (name + suffixes[0], name + suffixes[1])
+                break
+    used = {key for pair in names.values() for key in pair} | {n + part for n in names for part in (ALPHA, MID)}
+    for key in tensors:
+        if kind := next((kind for part, kind in OTHER_KINDS.items() if part in key), None):
+            raise FileError(
+                f"{path.name} holds {kind} ({key}), which has no U Σ Vᵀ to load. Use ComfyUI's own Load LoRA node; "
+                "TriLoRA Strength then scales it as a whole."
+            )
+        if key not in used:
+            raise FileError(f"{path.name}: {key} belongs to no LoRA layer of the file. Export the file again.")
+    for name, pair in names.items():
+        for key, partner in (pair, pair[::-1]):
+            if key not in tensors:
+                raise FileError(
+                    f"{path.name}: {partner} has no partner {key}, so layer {name} can't be built. The file is "
+                    "damaged or was saved in part: download or export it again."
+                )
+        for key in pair:
+            if not torch.isfinite(tensors[key]).all():
+                raise FileError(
+                    f"{path.name}: {key} holds NaN or inf; loading it would turn every picture black. The training "
+                    "that made it went wrong: take an earlier save."
+                )
+    return names
+
+
+def _with_mid(path: Path, name: str, tensors: Mapping[str, Tensor], down_key: str) -> Tensor:
+    """The down factor, with a convolution's middle (LoCon, Tucker form) folded in: (r, in, *kernel)."""
+    down, mid = tensors[down_key], tensors.get(name + MID)
+    if mid is None:
+        return down
+    if mid.ndim != 4 or down.ndim != 4 or mid.shape[1] != down.shape[0]:
+        raise FileError(f"{path.name}: {name}{MID} {tuple(mid.shape)} does not fit {down_key} {tuple(down.shape)}.")
+    return torch.einsum("rskl,si->rikl", mid.float(), down.flatten(1).float())
+
+
+def _check_shapes(path: Path, name: str, up: Tensor, down: Tensor) -> None:
+    flat_up = up.ndim == 2 or (up.ndim > 2 and all(side == 1 for side in up.shape[2:]))
+    if not flat_up or down.ndim < 2 or up.shape[1] != down.shape[0]:
+        raise FileError(
+            f"{path.name}: the factors of {name} do not fit together: up {tuple(up.shape)}, down {tuple(down.shape)}; "
+            "up must be (out, rank) and down (rank, in). Export the file again."
+        )
+
+
+def _alpha(path: Path, name: str, tensors: Mapping[str, Tensor], rank: int) -> float:
+    """alpha; a file without one means scale 1, that is alpha = rank."""
+    alpha = tensors.get(name + ALPHA)
+    if alpha is None:
+        return float(rank)
+    if alpha.numel() != 1 or not torch.isfinite(alpha).all():
+        raise FileError(f"{path.name}: {name}{ALPHA} must be one finite number, not a {tuple(alpha.shape)} tensor.")
+    return float(alpha)

@@ -1,0 +1,106 @@
+"""The trainable modules: each turns a layer's input into the adapter's addition to its output."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .errors import TriLoRAError
+from .factors import GAUSSIAN_STD, Factors, check_rank, forward, gaussian, initial
+
+
+@runtime_checkable
+class AdapterLayer(Protocol):
+    """What training needs of an adapter on one linear layer."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x ΔWᵀ: (..., in) -> (..., out)."""
+        ...
+
+    def factors(self) -> Factors:
+        """The present factors with every scale folded into sigma; gradients flow through them."""
+        ...
+
+
+class TriLoRALayer(nn.Module):
+    """ΔW = g · U Σ Vᵀ with all three factors trained (paper, Eq. 5).
+
+    Args:
+        start: factors to begin with; a two-dimensional sigma makes the full core of Figure 1.
+        gain: g, a constant on the whole product; alpha / rank.
+        orthonormal: keep u and vh on the Stiefel manifold (see `stiefel`).
+    """
+
+    def __init__(self, start: Factors, gain: float = 1.0, orthonormal: bool = False) -> None:
+        super().__init__()
+        self.u = nn.Parameter(start.u.float())  # (out, r)
+        self.sigma = nn.Parameter(start.sigma.float())  # (r,) or (r2, r1)
+        self.vh = nn.Parameter(start.vh.float())  # (r, in)
+        self.gain = gain
+        self.orthonormal = orthonormal
+
+    def factors(self) -> Factors:
+        return Factors(self.u, self.sigma * self.gain, self.vh)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return forward(x, self.factors())
+
+
+class LoRALayer(nn.Module):
+    """ΔW = g · up @ down: the baseline (Hu et al. 2021), down Gaussian, up zero.
+
+    Args:
+        up: (out, r).
+        down: (r, in).
+        gain: g = alpha / rank.
+    """
+
+    ones: Tensor
+
+    def __init__(self, up: Tensor, down: Tensor, gain: float = 1.0) -> None:
+        super().__init__()
+        self.up = nn.Parameter(up.float())
+        self.down = nn.Parameter(down.float())
+        self.register_buffer("ones", torch.full((down.shape[0],), gain), persistent=False)
+
+    def factors(self) -> Factors:
+        return Factors(self.up, self.ones, self.down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return forward(x, self.factors())
+
+
+METHODS = ("trilora", "lora")
+CORES = ("diagonal", "full")
+INITIALISATIONS = ("balanced", "paper", "orthogonal")
+
+
+def create(
+    method: str,
+    weight: Tensor,
+    rank: int,
+    gain: float,
+    generator: torch.Generator,
+    core: str = "diagonal",
+    initialisation: str = "balanced",
+    layer: str = "the layer",
+) -> TriLoRALayer | LoRALayer:
+    """A fresh adapter layer for the frozen weight (out, in), float32 on the weight's device, with delta = 0.
+
+    For `lora`, the initialisation `paper` is the std 1/r of diffusers 0.24, on which the paper was built.
+
+    Raises:
+        RankError: the weight cannot hold the rank; names `layer`.
+    """
+    out_features, in_features = weight.shape
+    check_rank(rank, out_features, in_features, layer)
+    if method == "lora":
+        std = 1 / rank if initialisation == "paper" else GAUSSIAN_STD
+        down = gaussian((rank, in_features), std, generator)
+        return LoRALayer(torch.zeros(out_features, rank), down, gain).to(weight.device)
+    if method != "trilora":
+        raise TriLoRAError(f"Method {method!r} is unknown; choose {' or '.join(METHODS)}.")
+    start = initial(initialisation, weight, rank, generator)
+    if core == "full":
+        start = start._replace(sigma=torch.diag(start.sigma))
+    return TriLoRALayer(start, gain, orthonormal=initialisation == "orthogonal").to(weight.device)

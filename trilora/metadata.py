@@ -1,0 +1,86 @@
+"""What an adapter says of itself, in the words that other tools read (kohya's `ss_`, modelspec 1.0.1)."""
+
+import datetime
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+from .dataset import Dataset
+from .training import Settings
+
+FORMAT = "1"  # of the `trilora.` keys
+
+
+class Base(NamedTuple):
+    """How the base model is called by kohya's tools and by modelspec."""
+
+    kohya: str
+    modelspec: str
+
+
+BASES: Mapping[str, Base] = {  # ComfyUI's model class -> names
+    "BaseModel": Base("sd_v1", "stable-diffusion-v1/lora"),
+    "SDXL": Base("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+    "SD3": Base("sd3", "stable-diffusion-3-medium/lora"),
+    "Flux": Base("flux1", "flux-1-dev/lora"),
+    "Lumina2": Base("lumina2", "lumina-2/lora"),
+    "QwenImage": Base("qwen-image", "qwen-image/lora"),
+    "WAN21": Base("wan2.1", "wan2.1/lora"),
+}
+
+
+def base_named(model_class: str) -> Base:
+    """Names of a base by its model class; an unknown one is called by its class."""
+    return BASES.get(model_class, Base(model_class.lower(), f"{model_class.lower()}/lora"))
+
+
+def describe(settings: Settings, dataset: Dataset, base: Base, losses: Sequence[float], steps: int) -> dict[str, str]:
+    """Metadata of a trained adapter, text to text.
+
+    Args:
+        settings: of the run.
+        dataset: what was trained on.
+        base: the base model's names.
+        losses: style loss of every step that was made.
+        steps: steps made; fewer than asked for when the run was ended early.
+    """
+    title = dataset.trigger or "TriLoRA adapter"
+    folder = f"{max(1, steps * settings.batch // len(dataset.pictures))}_{dataset.trigger or 'pictures'}"
+    tail = losses[-50:]
+    return {
+        "ss_v2": str(base.kohya.startswith("sd_v2")),
+        "ss_base_model_version": base.kohya,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(settings.rank),
+        "ss_network_alpha": str(settings.rank),
+        "ss_network_args": json.dumps({"algo": settings.method, "core": settings.core}),
+        "ss_learning_rate": str(settings.learning_rate),
+        "ss_steps": str(steps),
+        "ss_seed": str(settings.seed),
+        "ss_num_train_images": str(len(dataset.pictures)),
+        "ss_resolution": f"({dataset.resolution}, {dataset.resolution})",
+        "ss_tag_frequency": json.dumps({folder: tags(p.caption for p in dataset.pictures)}),
+        "ss_datasets": json.dumps([{"subsets": [{"class_tokens": dataset.trigger}]}]),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": base.modelspec,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": title,
+        "modelspec.resolution": f"{dataset.resolution}x{dataset.resolution}",
+        "modelspec.trigger_phrase": dataset.trigger,
+        "modelspec.date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "trilora.version": FORMAT,
+        "trilora.method": settings.method,
+        "trilora.core": settings.core,
+        "trilora.rank": str(settings.rank),
+        "trilora.settings": json.dumps(asdict(settings)),
+        "trilora.steps": str(steps),
+        "trilora.loss": f"{sum(tail) / len(tail):.6f}" if tail else "",
+    }
+
+
+def tags(captions: Iterable[str]) -> dict[str, int]:
+    """How often each comma-separated part of the captions occurs, most frequent first."""
+    counts = Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
+    return dict(counts.most_common())
