@@ -1,0 +1,19 @@
+"""The pack in a ComfyUI in this process: ComfyUI's own loader takes it, and every id is ours."""
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.comfy
+
+
+def test_comfyui_loads_the_pack(pack: dict[str, Any]) -> None:
+    assert pack
+    assert all(node_id.startswith("TriLoRA") for node_id in pack)
+
+
+def test_the_web_folder_is_registered_once(comfy: Any, pack: dict[str, Any]) -> None:
+    assert [folder for folder in comfy.EXTENSION_WEB_DIRS.values() if folder.endswith("web")] == list(
+        comfy.EXTENSION_WEB_DIRS.values()
+    )
+    assert len(comfy.EXTENSION_WEB_DIRS) == 1
