@@ -13,7 +13,7 @@ from devkit.events import Events
 from devkit.server import Server
 from devkit.terminal import StatusLine, clock
 
-BAR = 24
+BAR = 16
 
 
 class Watch:
@@ -51,7 +51,7 @@ class Watch:
         took = time.monotonic() - self.start
         bar = ("#" * (BAR * value // total)).ljust(BAR, ".")
         speed = f"{value / took:.2f} it/s, {clock((total - value) * took / value)} left" if value and took > 1 else ""
-        self.line.show(f"{self.head()}  {bar} {value}/{total}  {speed}  {self.text}".rstrip())
+        self.line.show(f"{self.head()}  {bar} {value}/{total}  {self.text}  {speed}".rstrip())
 
     def note(self, data: dict[str, Any]) -> None:
         """A node says a line about its work."""

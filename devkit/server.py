@@ -27,6 +27,10 @@ FLAGS = ("--disable-auto-launch", "--disable-api-nodes")
 NOT_COPIED = (".venv", ".git", ".comfy", ".demo", ".*_cache", "__pycache__")
 
 
+OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+"""Never through a proxy: the server is on this machine."""
+
+
 class PromptError(DevError):
     """ComfyUI refused a workflow, or a node of it failed; the message is the node's own."""
 
@@ -47,14 +51,14 @@ class Server:
 
     def get(self, path: str) -> Any:
         """GET a JSON answer."""
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+        with OPEN(self.url + path, timeout=60) as answer:
             return json.load(answer)
 
     def post(self, path: str, data: dict[str, Any]) -> Any:
         """POST JSON and return the JSON answer, if there is one."""
         body = json.dumps(data).encode()
         request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with OPEN(request, timeout=60) as answer:
             text = answer.read()
         return json.loads(text) if text else None
 
@@ -70,11 +74,18 @@ class Server:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             self.check_alive()
-            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            entry = self.history(prompt_id)
             if entry:
                 return succeeded(entry)
             time.sleep(0.2)
         raise DevError(f"ComfyUI was not done with the workflow within {timeout:.0f} s. Its log: {self.log}")
+
+    def history(self, prompt_id: str) -> dict[str, Any] | None:
+        """The history entry of a workflow; None as long as there is none, or no answer."""
+        try:
+            return self.get(f"/history/{prompt_id}").get(prompt_id)
+        except OSError:
+            return None  # too busy, or gone: the next look at the process tells which
 
     def run(self, prompt: dict[str, Any], timeout: float = 3600) -> dict[str, Any]:
         """Run a workflow in API form and return its history entry.

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -223,6 +224,14 @@ class TestServer:
             server.link_pack(tmp_path / "custom_nodes")
         assert (tmp_path / "custom_nodes" / "TriLoRA" / "main.py").is_file()
         assert not (tmp_path / "custom_nodes" / "TriLoRA" / ".venv").exists()
+
+    def test_a_server_that_dies_is_told_with_its_last_lines(self, tmp_path: Path) -> None:
+        (tmp_path / "server.log").write_text("loading\nout of memory\n")
+        with subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"]) as process:
+            process.wait()
+        gone = server.Server(server.free_port(), tmp_path, process)
+        with pytest.raises(DevError, match=r"(?s)out of memory.*stopped by itself \(exit code 9\)"):
+            gone.wait("any")
 
     def test_a_node_that_failed_is_told_with_its_message(self) -> None:
         error = {"node_id": "7", "node_type": "TriLoRATrain", "exception_message": "rank 512 is too large\n"}
