@@ -186,6 +186,12 @@ def test_the_header_stays_below_a_mebibyte(sizes, count):
     assert 8 + int.from_bytes(data[:8], "little") < MIB
 
 
+@pytest.mark.parametrize("length", [999_000, 1_040_000, 1_048_500, 1_060_000, 1_100_000])
+def test_the_header_stays_below_a_mebibyte_whatever_the_length_of_a_note(tmp_path, length):
+    save(Adapter(example().layers, {"notes": "x" * length}), tmp_path / "a.safetensors")
+    assert header(tmp_path / "a.safetensors") < MIB
+
+
 def test_metadata_that_just_fits_is_not_trimmed(tmp_path):
     save(Adapter(example().layers, {"notes": "x" * 990_000}), tmp_path / "a.safetensors")
     assert len(load(tmp_path / "a.safetensors").metadata["notes"]) == 990_000

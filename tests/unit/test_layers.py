@@ -128,6 +128,12 @@ def test_learning_leaves_the_factors_it_started_from_alone(build):
     assert all(torch.equal(a, b) for a, b in zip(start, kept, strict=True))
 
 
+@pytest.mark.parametrize("build", [TriLoRALayer, lambda f: LoRALayer(f.u, f.vh)], ids=["trilora", "lora"])
+def test_a_layer_that_starts_from_half_precision_factors_learns_in_float32(build):
+    layer = build(make(6, 5, 2).to(torch.bfloat16))
+    assert {parameter.dtype for parameter in layer.parameters()} == {torch.float32}
+
+
 def test_a_layer_can_learn_from_factors_made_in_inference_mode():
     with torch.inference_mode():
         start = make(6, 5, 2)
