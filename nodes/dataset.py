@@ -18,11 +18,8 @@ SHOWN = 60  # pictures on the contact sheet
 def folders() -> list[str]:
     """The folders under input/ that hold pictures, and the styles shipped with the pack."""
     root = Path(folder_paths.get_input_directory())
-    inside = (
-        [path for path in sorted(root.rglob("*")) if path.is_dir() and _holds_pictures(path)] if root.is_dir() else []
-    )
-    shipped = sorted(path.name for path in STYLES.iterdir() if path.is_dir()) if STYLES.is_dir() else []
-    return [path.relative_to(root).as_posix() for path in inside] + [DEMO + name for name in shipped]
+    inside = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if _holds_pictures(path)]
+    return inside + [DEMO + path.name for path in sorted(STYLES.glob("*")) if _holds_pictures(path)]
 
 
 def folder_named(name: str) -> Path:
@@ -35,7 +32,7 @@ def folder_named(name: str) -> Path:
 
 
 def _holds_pictures(path: Path) -> bool:
-    return any(file.suffix.lower() in PICTURES for file in path.iterdir())
+    return path.is_dir() and any(file.suffix.lower() in PICTURES for file in path.iterdir())
 
 
 class TriLoRADatasetNode(io.ComfyNode):
@@ -57,8 +54,8 @@ class TriLoRADatasetNode(io.ComfyNode):
                 io.String.Input(
                     "trigger",
                     default="",
-                    tooltip="A word that calls the style in prompts, put before every caption. Choose letters that mean "
-                    "nothing yet, such as 'zorvex'. With a trigger, prompts without it stay as they were.",
+                    tooltip="A word that calls the style in prompts, put before every caption. Choose letters that "
+                    "mean nothing yet, such as 'zorvex'. With a trigger, prompts without it stay as they were.",
                 ),
                 io.Int.Input(
                     "resolution", default=512, min=64, max=2048, step=8,

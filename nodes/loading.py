@@ -1,6 +1,7 @@
 """Save, Load and Apply: adapters between files, wires and MODELs."""
 
 import logging
+import os
 from pathlib import Path
 
 import folder_paths
@@ -53,7 +54,7 @@ class SaveTriLoRA(io.ComfyNode):
         path = files.inside(folder, filename)
         files.save(trilora, path, DTYPES[precision])
         logging.info("TriLoRA saved to %s", path)
-        name = str(path.relative_to(folder.resolve()))
+        name = os.path.relpath(path, folder)
         return io.NodeOutput(name, ui={"text": (f"saved {name}, {path.stat().st_size / 1e6:.1f} MB",)})
 
 

@@ -143,8 +143,8 @@ class TrainTriLoRA(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "learning_rate", default=1e-4, min=1e-7, max=1.0, step=1e-5, round=False,
-                    tooltip="Size of each correction. 0.0001 suits SD1.5, SDXL and Flux; 0.002 the demo model. Too high "
-                    "and pictures burn, too low and nothing happens.",
+                    tooltip="Size of each correction. 0.0001 suits SD1.5, SDXL and Flux; 0.002 the demo model. Too "
+                    "high and pictures burn, too low and nothing happens.",
                 ),
                 io.Int.Input(
                     "rank", default=16, min=1, max=512,

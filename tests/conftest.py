@@ -41,6 +41,9 @@ def comfy(comfy_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     if Path(nodes.__file__).parent != comfy_path:
         pytest.fail(f"`import nodes` gave {nodes.__file__}, not ComfyUI's own module.")
+    from server import PromptServer
+
+    PromptServer(asyncio.new_event_loop())  # nodes send their progress text through it; nobody listens here
     return nodes
 
 
@@ -87,7 +90,8 @@ def execute(node: type, **inputs: Any) -> tuple[Any, ...]:
     import torch
 
     with torch.inference_mode():
-        result = getattr(node, node.FUNCTION)(**inputs)  # checks and normalises, then calls execute
+        clone = node.PREPARE_CLASS_CLONE({"hidden_inputs": {"UNIQUE_ID": "1"}})
+        result = getattr(clone, node.FUNCTION)(**inputs)  # checks and normalises, then calls execute
         output = asyncio.run(result) if inspect.isawaitable(result) else result
     return tuple(output.result or ())
 

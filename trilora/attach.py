@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,9 +25,9 @@ class Switch:
             self.on = before
 
 
-def _adding(layer: AdapterLayer, switch: Switch) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        return output + layer(inputs[0]) if switch.on else None
+def _adding(layer: AdapterLayer, switch: Switch) -> Callable[..., Tensor | None]:
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor | None:
+        return output + layer(inputs[0] if inputs else named["input"]) if switch.on else None
 
     return hook
 
@@ -57,7 +56,7 @@ def attached(root: nn.Module, layers: Mapping[str, AdapterLayer]) -> Iterator[Sw
                     f"The model has no layer {path!r}, so no adapter can sit there. "
                     "The adapter was made for another architecture: use the base model that it was trained on."
                 ) from None
-            handles.append(module.register_forward_hook(_adding(layer, switch)))
+            handles.append(module.register_forward_hook(_adding(layer, switch), with_kwargs=True))
         yield switch
     finally:
         for handle in handles:

@@ -1,6 +1,7 @@
 """Pictures and captions: from a folder or from memory, sorted into buckets of one size, drawn batch by batch."""
 
 import hashlib
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,8 @@ def bucket(size: tuple[int, int], resolution: int, step: int) -> tuple[int, int]
     shape = min(max(size[0] / size[1], 0.5), 2.0)
     sides = range(step, 2 * resolution + 1, step)
     area = max(resolution * resolution, step * step)
-    options = [(w, min(area // w // step * step, 2 * w)) for w in sides if area // w >= step]
-    options = [(w, h) for w, h in options if h and w <= 2 * h]
+    upright = [(w, min(area // w // step * step, 2 * w)) for w in sides if area // w >= step]
+    options = [(w, h) for w, h in upright + [(h, w) for w, h in upright] if w <= 2 * h]
     return min(options, key=lambda o: (round(abs(numpy.log(o[0] / o[1] / shape)), 6), -o[0] * o[1]))
 
 
@@ -179,12 +180,14 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return _flat(ImageOps.exif_transpose(picture))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{path} can't be read as a picture ({error}). Save it again as PNG, or remove it.") from error
 
 
 def _flat(picture: Image.Image) -> Image.Image:
     """RGB over white: transparency would otherwise show whatever colour hides beneath it."""
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+        picture = Image.fromarray((numpy.asarray(picture) / 257).round().clip(0, 255).astype(numpy.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

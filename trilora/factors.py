@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 
 from .errors import RankError, TriLoRAError
 
+SMALLEST_SIGMA = 0.001  # beside u = 0, a sigma of 0 has no gradient and would never learn
 GAUSSIAN_STD = 0.02  # std of the Gaussian factor; 1/r forgets more and fits worse
 
 
@@ -95,7 +96,8 @@ def initial(kind: str, weight: Tensor, rank: int, generator: torch.Generator) ->
     """Factors to start training from, float32 on the CPU, with delta = 0.
 
     Args:
-        kind: `balanced`: vh ~ N(0, 0.02²), sigma = the top r singular values of W0 over their RMS, u = 0.
+        kind: `balanced`: vh ~ N(0, 0.02²), sigma = the top r singular values of W0 over their RMS (0.001 at least),
+            u = 0.
             `paper` (section 3.3, read literally): vh ~ N(0, 1/r²), sigma = the top r singular values, u = 0.
             `orthogonal`: u and vh orthonormal, sigma = 0.
         weight: W0, (out, in).
@@ -114,7 +116,8 @@ def initial(kind: str, weight: Tensor, rank: int, generator: torch.Generator) ->
     sigma = top_singular_values(weight, rank, generator).cpu()
     std = GAUSSIAN_STD
     if kind == "balanced":
-        sigma = sigma / sigma.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        size = sigma.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        sigma = (sigma / size).clamp_min(SMALLEST_SIGMA)
     elif kind == "paper":
         std = 1 / rank
     else:
@@ -156,8 +159,8 @@ def merged(several: Sequence[Factors], weights: Sequence[float]) -> Factors:
     """Canonical factors of Σᵢ weightᵢ · deltaᵢ, exact: concatenated along the rank, never out x in."""
     return canonical(
         Factors(
-            torch.cat([f.u for f in several], dim=1),
-            torch.cat([f.sigma * w for f, w in zip(several, weights, strict=True)]),
+            torch.cat([left(f) * w for f, w in zip(several, weights, strict=True)], dim=1),
+            torch.ones(sum(len(f.vh) for f in several), device=several[0].vh.device),
             torch.cat([f.vh for f in several], dim=0),
         )
     )

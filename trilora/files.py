@@ -34,7 +34,8 @@ OTHER_KINDS = {  # part of a key -> what it belongs to
     ".oft_": "OFT",
     ".boft_": "BOFT",
     ".a1.weight": "GLoRA",
-    ".diff": "full weight differences",
+    ".diff.": "full weight differences",
+    ".diff_b.": "full weight differences",
     ".set_weight": "replaced weights",
     ".w_norm": "norm differences",
     ".b_norm": "norm differences",
@@ -65,8 +66,10 @@ def inside(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
     Raises:
         FileError: an empty name, or one that points outside.
     """
-    path = (folder / (name if name.endswith(suffix) else name + suffix)).resolve()
-    if not name.strip() or not path.is_relative_to(folder.resolve()) or path.stem == suffix:
+    root = Path(os.path.abspath(folder))  # not resolved: a linked folder below it is the user's own wish
+    path = Path(os.path.abspath(root / (name if name.endswith(suffix) else name + suffix)))
+    blank = not path.stem.strip().strip(".") or path.stem == suffix
+    if blank or "\0" in name or not path.is_relative_to(root):
         raise FileError(f"The file name {name!r} does not stay inside {folder}. Give a plain name such as 'my_style'.")
     return path
 
@@ -108,15 +111,21 @@ def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> No
     Raises:
         FileError: a NaN or inf in a factor, or the disk refuses.
     """
+    if path.suffix != ".safetensors":
+        raise FileError(f"{path.name} has to end in .safetensors. Choose such a name.")
     tensors = {}
     for name, factors in adapter.layers.items():
         if not all(torch.isfinite(tensor).all() for tensor in factors):
             raise FileError(f"Layer {name} holds NaN or inf, so {path.name} was not written. Lower the learning rate.")
         exact = canonical(factors.to("cpu"))
         up, down = root_split(exact)
-        tensors[name + PAIRS[0][0]] = up.view(*up.shape, *[1] * (down.ndim - 2)).to(dtype).contiguous()
-        tensors[name + PAIRS[0][1]] = down.to(dtype).contiguous()
-        tensors[name + ALPHA] = torch.tensor(float(exact.rank), dtype=dtype)
+        up, down = up.view(*up.shape, *[1] * (down.ndim - 2)).to(dtype), down.to(dtype)
+        if not (up.isfinite().all() and down.isfinite().all()):
+            raise FileError(
+                f"Layer {name} holds values too large for {dtype}, so {path.name} was not written. Save it as float32."
+            )
+        tensors[name + PAIRS[0][0]], tensors[name + PAIRS[0][1]] = up.contiguous(), down.contiguous()
+        tensors[name + ALPHA] = torch.tensor(float(exact.rank))
     _write(path, _serialised(tensors, dict(adapter.metadata)))
 
 
@@ -136,9 +145,9 @@ def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
@@ -180,7 +189,7 @@ def _pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, str
                 break
     used = {key for pair in names.values() for key in pair} | {n + part for n in names for part in (ALPHA, MID)}
     for key in tensors:
-        if kind := next((kind for part, kind in OTHER_KINDS.items() if part in key), None):
+        if kind := next((kind for part, kind in OTHER_KINDS.items() if part in key + "."), None):
             raise FileError(
                 f"{path.name} holds {kind} ({key}), which has no U Σ Vᵀ to load. Use ComfyUI's own Load LoRA node; "
                 "TriLoRA Strength then scales it as a whole."
@@ -194,8 +203,8 @@ def _pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, str
                     f"{path.name}: {partner} has no partner {key}, so layer {name} can't be built. The file is "
                     "damaged or was saved in part: download or export it again."
                 )
-        for key in pair:
-            if not torch.isfinite(tensors[key]).all():
+        for key in (*pair, name + MID):
+            if key in tensors and not torch.isfinite(tensors[key].float()).all():
                 raise FileError(
                     f"{path.name}: {key} holds NaN or inf; loading it would turn every picture black. The training "
                     "that made it went wrong: take an earlier save."
@@ -208,14 +217,17 @@ def _with_mid(path: Path, name: str, tensors: Mapping[str, Tensor], down_key: st
     down, mid = tensors[down_key], tensors.get(name + MID)
     if mid is None:
         return down
-    if mid.ndim != 4 or down.ndim != 4 or mid.shape[1] != down.shape[0]:
-        raise FileError(f"{path.name}: {name}{MID} {tuple(mid.shape)} does not fit {down_key} {tuple(down.shape)}.")
+    if mid.ndim != 4 or down.ndim != 4 or down.shape[2:] != (1, 1) or mid.shape[1] != down.shape[0]:
+        raise FileError(
+            f"{path.name}: {name}{MID} {tuple(mid.shape)} does not fit {down_key} {tuple(down.shape)}. "
+            "Export the file again."
+        )
     return torch.einsum("rskl,si->rikl", mid.float(), down.flatten(1).float())
 
 
 def _check_shapes(path: Path, name: str, up: Tensor, down: Tensor) -> None:
     flat_up = up.ndim == 2 or (up.ndim > 2 and all(side == 1 for side in up.shape[2:]))
-    if not flat_up or down.ndim < 2 or up.shape[1] != down.shape[0]:
+    if not flat_up or down.ndim < 2 or 0 in (*up.shape, *down.shape) or up.shape[1] != down.shape[0]:
         raise FileError(
             f"{path.name}: the factors of {name} do not fit together: up {tuple(up.shape)}, down {tuple(down.shape)}; "
             "up must be (out, rank) and down (rank, in). Export the file again."
@@ -228,5 +240,8 @@ def _alpha(path: Path, name: str, tensors: Mapping[str, Tensor], rank: int) -> f
     if alpha is None:
         return float(rank)
     if alpha.numel() != 1 or not torch.isfinite(alpha).all():
-        raise FileError(f"{path.name}: {name}{ALPHA} must be one finite number, not a {tuple(alpha.shape)} tensor.")
+        raise FileError(
+            f"{path.name}: {name}{ALPHA} must be one finite number, but its shape is {tuple(alpha.shape)} and its "
+            f"first value {alpha.flatten()[:1].tolist()}. Export the file again."
+        )
     return float(alpha)

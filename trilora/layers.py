@@ -33,9 +33,9 @@ class TriLoRALayer(nn.Module):
 
     def __init__(self, start: Factors, gain: float = 1.0, orthonormal: bool = False) -> None:
         super().__init__()
-        self.u = nn.Parameter(start.u.float())  # (out, r)
-        self.sigma = nn.Parameter(start.sigma.float())  # (r,) or (r2, r1)
-        self.vh = nn.Parameter(start.vh.float())  # (r, in)
+        self.u = nn.Parameter(start.u.detach().float().clone())  # (out, r)
+        self.sigma = nn.Parameter(start.sigma.detach().float().clone())  # (r,) or (r2, r1)
+        self.vh = nn.Parameter(start.vh.detach().float().clone())  # (r, in)
         self.gain = gain
         self.orthonormal = orthonormal
 
@@ -59,8 +59,8 @@ class LoRALayer(nn.Module):
 
     def __init__(self, up: Tensor, down: Tensor, gain: float = 1.0) -> None:
         super().__init__()
-        self.up = nn.Parameter(up.float())
-        self.down = nn.Parameter(down.float())
+        self.up = nn.Parameter(up.detach().float().clone())
+        self.down = nn.Parameter(down.detach().float().clone())
         self.register_buffer("ones", torch.full((down.shape[0],), gain), persistent=False)
 
     def factors(self) -> Factors:

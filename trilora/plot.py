@@ -51,7 +51,7 @@ def spectrum_chart(layers: Mapping[str, Factors]) -> Image.Image:
     mean = torch.stack([_padded(sigma.square(), rank) for sigma in sigmas]).mean(0)
     top = max(float(mean.sqrt().max()) * 1.5, 1e-12)
     picture, draw = _canvas(
-        f"Σ of {len(sigmas)} layers", "singular value, strongest first", (1, max(rank, 2)), (0.0, top)
+        f"Singular values of {len(sigmas)} layers", "singular value, strongest first", (1, max(rank, 2)), (0.0, top)
     )
     for sigma in sigmas:
         draw.line(_points(sigma.tolist(), top, rank), fill=FAINT, width=1)

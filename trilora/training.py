@@ -61,6 +61,9 @@ class Settings:
         for field in ("clip", "preserve"):
             value = getattr(self, field)
             _require(math.isfinite(value) and value >= 0, field, value, "0 or more")
+        if self.method == "lora":
+            _require(self.core == "diagonal", "core", self.core, "diagonal for the method lora")
+            _require(self.initialisation != "orthogonal", "initialisation", "orthogonal", "balanced or paper for lora")
         _require(0 <= self.shrink < 1, "shrink", self.shrink, "from 0 up to, not including, 1")
 
 
@@ -125,6 +128,13 @@ def train(
     """
     if not examples:
         raise TrainingError("There is no picture to train on. Connect a dataset that holds at least one.")
+    if not layers:
+        raise TrainingError("There is no layer to train. Change the targets.")
+    if settings.preserve and any(example.plain is None for example in examples):
+        raise TrainingError(
+            f"The base was to be preserved (preserve {settings.preserve:g}), but there are pictures whose caption "
+            "without the trigger word was not encoded. Encode it, or set preserve to 0."
+        )
     parameters = [p for layer in layers.values() for p in layer.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, weight_decay=_decay(settings), foreach=parameters[0].is_cuda or None
@@ -137,10 +147,9 @@ def train(
         total = style if preservation is None else style + settings.preserve * preservation
         _finite(total, number, settings)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        if settings.clip:
-            norm = nn.utils.clip_grad_norm_(parameters, settings.clip)
-            _finite(norm, number, settings)
+        total.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
+        _finite(norm, number, settings)
         manifold.prepare()
         optimizer.step()
         manifold.retract()

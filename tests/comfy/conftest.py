@@ -1,0 +1,81 @@
+"""The demo model and its pictures, loaded as a graph loads them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+STYLE = "demo: stained_glass"
+TRIGGER = "zorvex"
+
+
+class Demo(NamedTuple):
+    """The demo model's three wires."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+
+class Training(NamedTuple):
+    """What Train TriLoRA gives."""
+
+    trilora: Any
+    loss_map: dict[str, list[torch.Tensor]]
+    report: torch.Tensor
+
+
+@pytest.fixture(scope="session")
+def demo(run_node: Callable[..., tuple[Any, ...]]) -> Demo:
+    """The demo model. Tests leave it as it is, and one test says so."""
+    return Demo(*run_node("TriLoRADemoModel"))
+
+
+@pytest.fixture(scope="session")
+def dataset(run_node: Callable[..., tuple[Any, ...]]) -> Any:
+    """A shipped style, with a trigger word."""
+    (data,) = run_node("TriLoRADataset", folder=[STYLE], trigger=[TRIGGER], resolution=[128], bucket_step=[0])
+    return data
+
+
+@pytest.fixture(scope="session")
+def train(run_node: Callable[..., tuple[Any, ...]], demo: Demo, dataset: Any) -> Callable[..., Training]:
+    """Run Train TriLoRA for a few steps on the demo model; any input can be set."""
+
+    def run(**changed: Any) -> Training:
+        inputs = {
+            "dataset": dataset,
+            "steps": 6,
+            "learning_rate": 2e-3,
+            "rank": 4,
+            "batch": 2,
+            "seed": 7,
+            "method": {"method": "trilora", "core": "diagonal", "initialisation": "balanced"},
+            "targets": {"targets": "attention"},
+            "alpha": 4.0,
+            "preserve": 0.0,
+            "shrink": 0.0,
+            "clip_norm": 1.0,
+        }
+        return Training(*run_node("TriLoRATrain", **demo._asdict(), **{**inputs, **changed}))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def adapter(train: Callable[..., Training]) -> Any:
+    """A small trained adapter."""
+    return train(steps=8, learning_rate=5e-3).trilora
+
+
+@pytest.fixture
+def bar(comfy: Any) -> Iterator[Callable[[Callable[[int], None]], None]]:
+    """Listen to ComfyUI's progress bar, as its server does: `bar(at_step)` calls back with each step."""
+    import comfy.utils
+
+    def listen(at_step: Callable[[int], None]) -> None:
+        comfy.utils.set_progress_bar_global_hook(lambda value, total, preview=None, node_id=None: at_step(value))
+
+    yield listen
+    comfy.utils.set_progress_bar_global_hook(None)
