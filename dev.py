@@ -20,15 +20,15 @@ import time
 import webbrowser
 from pathlib import Path
 
+from demo.workflow import build
 from devkit import ROOT, DevError, comfyui, environment
-from devkit.demo import load_workflow, report, run_watched
+from devkit.demo import adapters, lay_out_sheet, pictures, run_watched
 from devkit.server import comfy_server, free_port
 from devkit.terminal import clock
 
 VENV = ROOT / ".venv"
 BASE = ROOT / ".demo"
 """ComfyUI's base directory for the demo and the page: models, input, output, user."""
-WORKFLOW = ROOT / "demo" / "workflow_api.json"
 COMFY_PORT = 8188
 
 
@@ -44,16 +44,22 @@ def prepare() -> tuple[Path, Path]:
 def demo(args: argparse.Namespace) -> int:
     """Queue the shipped workflow on a headless ComfyUI and say where its results are."""
     start = time.monotonic()
-    prompt = load_workflow(WORKFLOW)
+    prompt = build()
     python, comfy = prepare()
     lay_out(BASE)
+    ready = time.monotonic()
     print("Starting ComfyUI ...", flush=True)
     with comfy_server(python, comfy, BASE, args.rest) as server:
         since = time.time()
         entry = run_watched(server, prompt)
-        lines = report(server, prompt, entry, since)
-    print(f"\nDone in {clock(time.monotonic() - start)}. Results:")
-    print("\n".join(f"  {line}" for line in lines))
+        made = pictures(server, prompt, entry)
+    sheet = lay_out_sheet(python, made, BASE / "output" / "TriLoRA" / "sheet.png")
+    end = time.monotonic()
+    print(f"\nDone in {clock(end - start)}, {clock(end - ready)} of it after the installation. Look at:")
+    print(f"  {sheet}  (base, LoRA and TriLoRA side by side; strengths; loss and singular values)")
+    print(f"  {BASE / 'output' / 'TriLoRA'}  (each picture)")
+    for file in adapters(BASE, since):
+        print(f"  {file}  (an adapter, a standard LoRA file)")
     print("\nSee it, change it, run it again in the browser: python dev.py comfy")
     return 0
 

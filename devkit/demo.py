@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import subprocess
 import threading
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
-from devkit import DevError
+from devkit import ROOT, DevError
 from devkit.events import Events
 from devkit.server import Server
 from devkit.terminal import StatusLine, clock
@@ -68,15 +69,6 @@ def title(prompt: dict[str, Any], node: str) -> str:
     return record.get("_meta", {}).get("title") or record.get("class_type", f"node {node}")
 
 
-def load_workflow(file: Path) -> dict[str, Any]:
-    """Read a workflow in ComfyUI's API form."""
-    if not file.is_file():
-        raise DevError(
-            f"{file} is missing: it belongs to the repository, so `git checkout -- {file.name}` there, or clone anew."
-        )
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def run_watched(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
     """Run a workflow with its progress on the terminal, and return its history entry."""
     client = uuid.uuid4().hex
@@ -93,14 +85,22 @@ def run_watched(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
             print()
 
 
-def report(server: Server, prompt: dict[str, Any], entry: dict[str, Any], since: float) -> list[str]:
-    """Lines that tell where each picture and each new adapter lies, and what the nodes wrote."""
-    lines = []
-    for node, output in entry["outputs"].items():
-        name = title(prompt, node)
-        lines += [f"{name}: {keep(server, image)}" for image in output.get("images", [])]
-        lines += [f"{name}: {text}" for text in output.get("text", []) if isinstance(text, str)]
-    return lines + [f"Adapter: {file}" for file in adapters(server.base, since)]
+def pictures(server: Server, prompt: dict[str, Any], entry: dict[str, Any]) -> list[tuple[str, str]]:
+    """(title of the node, file) of every picture, in the order of the workflow."""
+    return [
+        (title(prompt, node), str(keep(server, image)))
+        for node in prompt
+        for image in entry["outputs"].get(node, {}).get("images", [])
+    ]
+
+
+def lay_out_sheet(python: Path, cells: list[tuple[str, str]], out: Path) -> Path:
+    """Put the pictures on one labelled sheet, with the environment's Pillow."""
+    command = [str(python), str(ROOT / "demo" / "sheet.py"), str(out)]
+    done = subprocess.run(command, input=json.dumps(cells).encode(), capture_output=True)
+    if done.returncode:
+        raise DevError(f"The sheet of pictures could not be made:\n{done.stderr.decode()}")
+    return out
 
 
 def keep(server: Server, image: dict[str, str]) -> Path:

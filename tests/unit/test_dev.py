@@ -11,7 +11,7 @@ import pytest
 
 import dev
 from devkit import ROOT, DevError, comfyui, environment, server
-from devkit.demo import Watch, load_workflow, title
+from devkit.demo import Watch, title
 
 FOLDER = comfyui.ARCHIVE_FOLDER
 COMFY_FILES = {"main.py": "", "requirements.txt": "numpy\n", "comfy/ops.py": ""}
@@ -245,10 +245,6 @@ class TestServer:
 
 
 class TestDemo:
-    def test_a_missing_workflow_is_told_by_name(self, tmp_path: Path) -> None:
-        with pytest.raises(DevError, match=r"workflow_api\.json is missing"):
-            load_workflow(tmp_path / "workflow_api.json")
-
     def test_a_node_is_called_by_its_title(self) -> None:
         prompt = {"1": {"class_type": "KSampler", "_meta": {"title": "Draw"}}, "2": {"class_type": "KSampler"}}
         assert [title(prompt, node) for node in ("1", "2", "3")] == ["Draw", "KSampler", "node 3"]
@@ -277,7 +273,10 @@ class TestCommandLine:
     def test_an_error_is_words_on_stderr_and_an_exit_code(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(dev, "WORKFLOW", Path("/no/workflow.json"))
+        def no_room() -> None:
+            raise DevError("The disk is full.")
+
+        monkeypatch.setattr(dev, "prepare", no_room)
         monkeypatch.setattr(dev.signal, "signal", lambda *args: None)
         assert dev.main(["demo"]) == 1
-        assert "workflow.json is missing" in capsys.readouterr().err
+        assert "The disk is full." in capsys.readouterr().err

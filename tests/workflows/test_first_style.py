@@ -1,0 +1,189 @@
+"""The whole road on a real server: train, save, load, scale Σ, sample; and what broken files say."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from demo.workflow import TRIGGER, node
+from devkit.server import PromptError, Server
+
+pytestmark = pytest.mark.server
+
+STYLE = "demo: stained_glass"
+PROMPTS = ["a red house in the middle in a meadow", "a purple cat on the left at night"]
+ALL = {"keep": "all"}
+TRAINING = {
+    "targets": "attention", "alpha": 8.0, "preserve": 0.0, "shrink": 0.0, "clip_norm": 1.0,
+    "method": "trilora", "method.core": "diagonal", "method.initialisation": "balanced",
+}  # fmt: skip
+
+BASE = {
+    "base": node("TriLoRADemoModel"),
+    "canvas": node("EmptyLatentImage", width=128, height=128, batch_size=4),
+    "nothing": node("CLIPTextEncode", text="", clip=["base", 1]),
+}
+
+
+def road(steps: int) -> dict[str, Any]:
+    """Demo model -> dataset -> train -> save."""
+    wires = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "dataset": ["data", 0]}
+    return BASE | {
+        "data": node("TriLoRADataset", folder=STYLE, trigger=TRIGGER, resolution=128, bucket_step=0),
+        "train": node(
+            "TriLoRATrain", **wires, steps=steps, learning_rate=3e-3, rank=8, batch=4, seed=1, **TRAINING
+        ),
+        "save": node("TriLoRASave", trilora=["train", 0], filename="road", precision="float32"),
+        "report": node("SaveImage", images=["train", 2], filename_prefix="report"),
+    }  # fmt: skip
+
+
+def sampled(name: str, model: list[Any], words: str) -> dict[str, Any]:
+    """Nodes that sample four pictures of a prompt with a MODEL and save them."""
+    return {
+        f"{name}_words": node("CLIPTextEncode", text=words, clip=["base", 1]),
+        f"{name}_latents": node(
+            "KSampler", model=model, positive=[f"{name}_words", 0], negative=["nothing", 0],
+            latent_image=["canvas", 0], seed=5, steps=12, cfg=4.0, sampler_name="euler", scheduler="normal",
+            denoise=1.0,
+        ),
+        f"{name}_pixels": node("VAEDecode", samples=[f"{name}_latents", 0], vae=["base", 2]),
+        name: node("SaveImage", images=[f"{name}_pixels", 0], filename_prefix=name),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(comfy_server: Server) -> Callable[[str], numpy.ndarray]:
+    """One prompt runs the whole road; pictures by the name of the node that saved them, (n, h, w, 3) in 0..255."""
+    words = f"{TRIGGER}, {PROMPTS[0]}"
+    prompt = road(steps=250)
+    prompt["load"] = node("TriLoRALoad", model=["base", 0], file=["save", 0], strength=1.0)
+    prompt["core"] = node("LoraLoaderModelOnly", model=["base", 0], lora_name=["save", 0], strength_model=1.0)
+    prompt["apply"] = node("TriLoRAApply", model=["base", 0], trilora=["train", 0], strength=1.0)
+    for name, strength in (("off", 0.0), ("same", 1.0), ("half", 0.5)):
+        prompt[f"strength_{name}"] = node("TriLoRAStrength", model=["load", 0], strength=strength, keep="all")
+    prompt["strength_top"] = node("TriLoRAStrength", model=["core", 0], strength=1.0, keep="top k", **{"keep.k": 1})
+    for name in ("base", "load", "core", "apply", "strength_off", "strength_same", "strength_half", "strength_top"):
+        prompt |= sampled(f"picture_{name}", [name, 0], words)
+    for i, text in enumerate(PROMPTS):
+        prompt |= sampled(f"plain_{i}", ["base", 0], text) | sampled(f"styled_{i}", ["load", 0], f"{TRIGGER}, {text}")
+    entry = comfy_server.run(prompt)
+
+    def read(name: str) -> numpy.ndarray:
+        return numpy.stack(
+            [numpy.asarray(Image.open(file).convert("RGB")) for file in comfy_server.images(entry, name)]
+        )
+
+    return read
+
+
+def test_strength_0_gives_the_bases_picture_bit_for_bit(pictures: Callable) -> None:
+    assert (pictures("picture_strength_off") == pictures("picture_base")).all()
+
+
+def test_our_loader_and_cores_give_the_same_picture(pictures: Callable) -> None:
+    difference = numpy.abs(pictures("picture_load").astype(int) - pictures("picture_core").astype(int))
+    assert difference.max() <= 1
+
+
+def test_applying_and_loading_give_the_same_picture(pictures: Callable) -> None:
+    difference = numpy.abs(pictures("picture_load").astype(int) - pictures("picture_apply").astype(int))
+    assert difference.max() <= 1
+
+
+def test_gains_of_1_change_nothing(pictures: Callable) -> None:
+    assert (pictures("picture_strength_same") == pictures("picture_load")).all()
+
+
+def test_strengths_and_top_k_give_pictures_of_their_own(pictures: Callable) -> None:
+    names = ("base", "load", "strength_half", "strength_top")
+    for a, b in itertools.combinations(names, 2):
+        gap = numpy.abs(pictures(f"picture_{a}").astype(int) - pictures(f"picture_{b}").astype(int))
+        assert gap.mean() > 2, (a, b)
+
+
+def test_the_picture_moves_to_the_style(pictures: Callable) -> None:
+    """The distance to the style set, in colours and local contrast, at least halves."""
+    from demo.draw import draw
+    from demo.world import training_specs
+
+    wanted = features(numpy.stack([numpy.asarray(draw(spec, "stained_glass")) for spec in training_specs(32, 99)]))
+    before = features(numpy.concatenate([pictures(f"plain_{i}") for i in range(len(PROMPTS))]))
+    after = features(numpy.concatenate([pictures(f"styled_{i}") for i in range(len(PROMPTS))]))
+    assert distance(after, wanted) <= distance(before, wanted) / 2
+
+
+def features(batch: numpy.ndarray) -> torch.Tensor:
+    """(n, d): shares of 4 x 4 x 4 colour cells, and of eight strengths of edges."""
+    pixels = torch.from_numpy(batch).long()
+    cells = (pixels[..., 0] // 64 * 16 + pixels[..., 1] // 64 * 4 + pixels[..., 2] // 64).flatten(1)
+    colours = torch.nn.functional.one_hot(cells, 64).float().mean(1)
+    grey = pixels.float().mean(-1)
+    edges = ((grey[:, 1:] - grey[:, :-1]).abs().flatten(1) / 16).long().clamp(max=7)
+    return torch.cat([colours, torch.nn.functional.one_hot(edges, 8).float().mean(1)], dim=1)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """L1 distance of mean features, 0..4."""
+    return float((a.mean(0) - b.mean(0)).abs().sum())
+
+
+def test_a_file_of_ours_says_what_it_is(pictures: Callable, comfy_server: Server) -> None:
+    metadata = comfy_server.get("/view_metadata/loras?filename=road.safetensors")
+    assert metadata["ss_network_module"] == "networks.lora"
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert metadata["modelspec.trigger_phrase"] == TRIGGER
+    assert metadata["trilora.steps"] == "250"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("wrong shape", r"broken\.safetensors.*lora_unet_\S+to_\S+.*(MODEL's weight is|do not fit together)"),
+        (
+            "missing partner",
+            r"broken\.safetensors.*lora_down\.weight has no partner \S+lora_up\.weight.*export",
+        ),
+        ("nan", r"broken\.safetensors.*lora_up\.weight holds NaN or inf.*earlier save"),
+        ("unknown layer", r"broken\.safetensors.*lora_unet_elsewhere.*does not exist in this MODEL.*load that base"),
+        ("truncated", r"broken\.safetensors is not a whole safetensors file.*again"),
+        ("text", r"broken\.safetensors is not a whole safetensors file.*again"),
+    ],
+)
+def test_a_broken_file_stops_the_prompt_and_says_why(
+    pictures: Callable, comfy_server: Server, damage: str, words: str
+) -> None:
+    folder = comfy_server.base / "models" / "loras"
+    write_broken(folder / "road.safetensors", folder / "broken.safetensors", damage)
+    prompt = BASE | {"load": node("TriLoRALoad", model=["base", 0], file="broken.safetensors", strength=1.0)}
+    prompt |= sampled("never", ["load", 0], "a house")
+    with pytest.raises(PromptError, match=f"(?s){words}"):
+        comfy_server.run(prompt)
+
+
+def write_broken(good: Path, bad: Path, damage: str) -> None:
+    """A copy of a good file with one thing wrong."""
+    tensors = load_file(good)
+    up = next(key for key in tensors if key.endswith("lora_up.weight"))
+    if damage == "text":
+        bad.write_text("This is not the adapter that you are looking for.")
+        return
+    if damage == "truncated":
+        bad.write_bytes(good.read_bytes()[:-1000])
+        return
+    if damage == "wrong shape":
+        tensors[up] = tensors[up][:-1].contiguous()
+    elif damage == "missing partner":
+        del tensors[up]
+    elif damage == "nan":
+        tensors[up][0, 0] = float("nan")
+    elif damage == "unknown layer":
+        old = up.removesuffix(".lora_up.weight")
+        tensors = {key.replace(old, "lora_unet_elsewhere"): tensor for key, tensor in tensors.items()}
+    save_file(tensors, bad)
