@@ -1,0 +1,1 @@
+"""The drawn world: pictures, the small base model trained on them, two example styles."""

@@ -1,0 +1,203 @@
+"""Stage 2: the text encoder and the U-Net, trained together from nothing on latents of drawn pictures."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .autoencoder import rate, to_tensor, trained_autoencoder
+from .draw import draw
+from .saving import load_state, save_state
+from .wordpieces import LENGTH, token_ids, write_tokenizer
+from .world import training_specs, varied_caption
+
+WIDTH = 128  # of the text encoder and of the cross attention
+CHANNELS = (64, 128)
+HEADS = 4
+SPEC_SEED = 11
+GAMMA = 5.0  # min-SNR weighting
+
+
+class Denoiser(nn.Module):
+    """Caption ids and noisy latents -> predicted noise."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.text = CLIPTextModel(text_config(vocabulary))
+        self.unet = new_unet().to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        return self.unet(x, t, self.text(input_ids=ids).last_hidden_state).sample
+
+
+def text_config(vocabulary: int) -> CLIPTextConfig:
+    """Two layers of CLIP; start and end are the last two tokens."""
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        hidden_act="quick_gelu",
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The U-Net of SD 1.x in small: self and cross attention at every level."""
+    levels = len(CHANNELS)
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=CHANNELS,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=HEADS,
+        norm_num_groups=32,
+    )
+
+
+def noise_schedule() -> DDPMScheduler:
+    """The schedule of SD 1.x."""
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+
+
+def latents(work: Path, count: int) -> Tensor:
+    """The first `count` training pictures as latents; drawn and encoded 200 at a time, kept in work/."""
+    path = work / "latents.pt"
+    done = load_state(path)["z"] if path.exists() else torch.empty(0, 4, 16, 16, dtype=torch.float16)
+    if len(done) < count:
+        vae, specs = trained_autoencoder(work), training_specs(count, SPEC_SEED)
+        while len(done) < count:
+            done = torch.cat([done, _encode(vae, specs[len(done) : len(done) + 200])])
+            save_state(path, z=done)
+            print(f"latents {len(done)} mean {done.float().mean():.3f} std {done.float().std():.3f}", flush=True)
+    return done[:count].float()
+
+
+@torch.no_grad()
+def _encode(vae, specs: list) -> Tensor:
+    """Latents of drawn pictures, in half precision."""
+    pictures = to_tensor(np.stack([np.asarray(draw(s)) for s in specs]))
+    parts = [vae.encode(p.contiguous(memory_format=torch.channels_last)).latents for p in pictures.split(4)]
+    return torch.cat(parts).half().contiguous()
+
+
+def loss_of(model: Denoiser, schedule: DDPMScheduler, z: Tensor, ids: Tensor) -> Tensor:
+    """Squared error of the noise, weighted by min(SNR, gamma) / SNR; noise levels spread evenly over the batch."""
+    n = len(z)
+    t = ((torch.arange(n) + torch.rand(n)) / n * 1000).long().clamp(max=999)
+    noise = torch.randn_like(z)
+    noisy = schedule.add_noise(z, noise, t).contiguous(memory_format=torch.channels_last)
+    error = (model(noisy, t, ids) - noise).square().mean((1, 2, 3))
+    kept = schedule.alphas_cumprod[t]
+    snr = kept / (1 - kept)
+    return (error * snr.clamp(max=GAMMA) / snr).mean()
+
+
+def train(
+    work: Path,
+    pictures: int = 2880,
+    steps: int = 4000,
+    batch: int = 16,
+    peak: float = 1e-3,
+    minutes: float = 1e9,
+    on_export: Callable[[], None] | None = None,
+    export_every: float = 15,
+) -> None:
+    """Trains to `steps` (the learning rate falls to zero by then, or by `minutes` if that is sooner)."""
+    z = latents(work, pictures)
+    specs = training_specs(pictures, SPEC_SEED)
+    tokenizer = write_tokenizer(work / "tokenizer")
+    torch.manual_seed(0)
+    model = Denoiser(len(tokenizer))
+    run = Run(work / "denoiser.pt", model, peak, batch)
+    schedule, saved, exported = noise_schedule(), time.time(), run.seconds
+    while (progress := max(run.step / steps, run.seconds / (60 * minutes))) < 1:
+        began = time.time()
+        ids, chosen = _batch(tokenizer, specs, batch, run.step)
+        loss = loss_of(model, schedule, z[chosen], ids)
+        run.update(loss, rate(round(progress * 100_000), 100_000, peak, warm=1500))
+        run.seconds += time.time() - began
+        if run.step % 50 == 0:
+            print(
+                f"denoiser step {run.step} loss {run.loss:.4f} at {run.seconds:.0f}s progress {progress:.3f}",
+                flush=True,
+            )
+        if time.time() - saved > 180:
+            run.save()
+            saved = time.time()
+        if on_export and run.seconds - exported > 60 * export_every:
+            run.save()
+            on_export()
+            exported = run.seconds
+    run.save()
+
+
+def _batch(tokenizer: CLIPTokenizer, specs: list, batch: int, step: int) -> tuple[Tensor, list[int]]:
+    """Which pictures, and their captions as ids; decided by the step alone, so a resumed run goes on the same way."""
+    rng = random.Random(step)
+    torch.manual_seed(step)
+    chosen = [rng.randrange(len(specs)) for _ in range(batch)]
+    return token_ids(tokenizer, [varied_caption(specs[i], rng) for i in chosen]), chosen
+
+
+class Run:
+    """A model that learns: optimizer, averaged weights, and a file to go on from."""
+
+    def __init__(self, path: Path, model: Denoiser, peak: float, batch: int) -> None:
+        self.path, self.model, self.batch = path, model, batch
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.step, self.seconds, self.loss = 0, 0.0, 0.0
+        if path.exists():
+            self._load(load_state(path))
+
+    def update(self, loss: Tensor, lr: float) -> None:
+        """One optimizer step, and the average after it."""
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        decay = min(0.999, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        value = float(loss.detach())
+        self.loss = value if self.step == 0 else 0.99 * self.loss + 0.01 * value
+        self.step += 1
+
+    def save(self) -> None:
+        """Everything needed to go on."""
+        parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+        plain = {"step": self.step, "batch": self.batch, "seconds": self.seconds, "loss": self.loss}
+        save_state(self.path, **{k: v.state_dict() for k, v in parts.items()}, **plain)
+
+    def _load(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+
+
+def trained_denoiser(work: Path) -> tuple[Denoiser, CLIPTokenizer, dict]:
+    """The averaged model of stage 2, its tokenizer, and its numbers."""
+    tokenizer = write_tokenizer(work / "tokenizer")
+    model, state = Denoiser(len(tokenizer)), load_state(work / "denoiser.pt")
+    model.load_state_dict(state["average"])
+    return model.eval().requires_grad_(False), tokenizer, {k: state[k] for k in ("step", "seconds", "loss")}
