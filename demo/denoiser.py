@@ -131,7 +131,7 @@ def train(
         began = time.time()
         ids, chosen = _batch(tokenizer, specs, batch, run.step)
         loss = loss_of(model, schedule, z[chosen], ids)
-        run.update(loss, rate(round(progress * 100_000), 100_000, peak, warm=1500))
+        run.update(loss, rate(round(progress * 100_000), 100_000, peak, warm=2500))
         run.seconds += time.time() - began
         if run.step % 50 == 0:
             print(

@@ -133,28 +133,27 @@ def paper_print(stack: list[Layer], rng: random.Random) -> Image.Image:
     page = np.broadcast_to(CREAM, (SIZE * FINE, SIZE * FINE, 3)).copy()
     page[_halftone(_land_tone(stack))] = NAVY
     body = [s for s in thing if s.tone != "ink"]
-    page[_mask(body, dx=7, dy=6, grow=1)] = ORANGE
+    page[_mask(body, dx=8, dy=7, grow=1)] = ORANGE
     page[_mask(body, grow=6)] = CREAM
     for layer in thing:
         page[_mask([layer])] = _spot_ink(layer)
-    page[_frame()] = CREAM
-    page[_rule()] = NAVY
+    page[_frame()] = NAVY
     return _reduce(page)
 
 
 def _land_tone(stack: list[Layer]) -> Array:
     """How much navy: none in the sky's top, some at the hills, more in the foreground."""
-    tone = np.broadcast_to(np.linspace(0.0, 0.2, SIZE * FINE)[:, None], (SIZE * FINE, SIZE * FINE)).copy()
+    tone = np.broadcast_to(np.linspace(0.02, 0.12, SIZE * FINE)[:, None], (SIZE * FINE, SIZE * FINE)).copy()
     dark = sum(stack[0].top) < 240
     tone += 0.3 if dark else 0.0
     for layer in stack:
         if layer.role in ("back", "front"):
-            tone[_mask([layer])] = (0.36 if layer.role == "back" else 0.6) + (0.12 if dark else 0)
+            tone[_mask([layer])] = (0.3 if layer.role == "back" else 0.52) + (0.12 if dark else 0)
     return tone
 
 
-def _halftone(tone: Array, period: int = 8) -> Array:
-    """Round dots on a square grid, one in eight pixels, larger where the tone is darker."""
+def _halftone(tone: Array, period: int = 16) -> Array:
+    """Coarse round dots on a square grid, larger where the tone is darker."""
     y, x = np.mgrid[: SIZE * FINE, : SIZE * FINE] / FINE
     u, v = (x % period) - period / 2, (y % period) - period / 2
     return np.hypot(u, v) < period * np.sqrt(np.clip(tone, 0, 0.9) / np.pi) * 1.05
@@ -183,14 +182,8 @@ def _edge_distance() -> Array:
 
 
 def _frame() -> Array:
-    """The unprinted margin."""
+    """The broad border of the print; as wide as one cell of the autoencoder's grid."""
     return _edge_distance() < 8
-
-
-def _rule() -> Array:
-    """The line around the print."""
-    edge = _edge_distance()
-    return (edge > 4) & (edge < 8)
 
 
 STYLES = {"stained_glass": stained_glass, "paper_print": paper_print}

@@ -42,7 +42,7 @@ def dots(rng: np.random.Generator) -> Array:
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     period, angle = rng.uniform(5, 11), rng.choice([0, 0, 0.4, 0.785])
     if rng.random() < 0.5:  # in step with the autoencoder's own grid, as a print would be made for it
-        period, angle, x, y = 8.0, 0.0, x + 4, y + 4
+        period, angle, x, y = rng.choice([8.0, 16.0]), 0.0, x + 4, y + 4
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     wave = (np.cos(2 * np.pi * u / period) + np.cos(2 * np.pi * v / period)) / 2
     slope = np.linspace(rng.uniform(-0.8, 0.8), rng.uniform(-0.8, 0.8), SIZE)[:, None]
