@@ -157,7 +157,7 @@ class TrainTriLoRA(io.ComfyNode):
                     "make steadier corrections.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1,
+                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
                     tooltip="Decides every random number: the same seed on the same machine gives the same adapter.",
                 ),
                 *advanced_inputs(),

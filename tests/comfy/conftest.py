@@ -58,7 +58,7 @@ def train(run_node: Callable[..., tuple[Any, ...]], demo: Demo, dataset: Any) ->
             "shrink": 0.0,
             "clip_norm": 1.0,
         }
-        return Training(*run_node("TriLoRATrain", **demo._asdict(), **{**inputs, **changed}))
+        return Training(*run_node("TriLoRATrain", **{**demo._asdict(), **inputs, **changed}))
 
     return run
 
