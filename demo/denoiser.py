@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import rate, to_tensor, trained_autoencoder
 from .draw import draw
+from .peers import Peers
 from .saving import load_state, save_state
 from .wordpieces import LENGTH, token_ids, write_tokenizer
 from .world import training_specs, varied_caption
@@ -120,38 +121,40 @@ def train(
     export_every: float = 15,
 ) -> None:
     """Trains to `steps` (the learning rate falls to zero by then, or by `minutes` if that is sooner)."""
-    z = latents(work, pictures)
-    specs = training_specs(pictures, SPEC_SEED)
-    tokenizer = write_tokenizer(work / "tokenizer")
+    peers = Peers()
+    if peers.first:
+        latents(work, pictures)
+        write_tokenizer(work / "tokenizer")
+    peers.wait()
+    z, specs = latents(work, pictures), training_specs(pictures, SPEC_SEED)
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     torch.manual_seed(0)
-    model = Denoiser(len(tokenizer))
-    run = Run(work / "denoiser.pt", model, peak, batch)
+    run = Run(work / "denoiser.pt", Denoiser(len(tokenizer)), peak, batch, peers)
     schedule, saved, exported = noise_schedule(), time.time(), run.seconds
     while (progress := max(run.step / steps, run.seconds / (60 * minutes))) < 1:
-        began = time.time()
-        ids, chosen = _batch(tokenizer, specs, batch, run.step)
-        loss = loss_of(model, schedule, z[chosen], ids)
+        ids, chosen = _batch(tokenizer, specs, batch // peers.count, run.step * peers.count + peers.rank)
+        loss = loss_of(run.model, schedule, z[chosen], ids)
         run.update(loss, rate(round(progress * 100_000), 100_000, peak, warm=2500))
-        run.seconds += time.time() - began
+        if not peers.first:
+            continue
         if run.step % 50 == 0:
-            print(
-                f"denoiser step {run.step} loss {run.loss:.4f} at {run.seconds:.0f}s progress {progress:.3f}",
-                flush=True,
-            )
-        if time.time() - saved > 180:
+            print(f"denoiser step {run.step} loss {run.loss:.4f} at {run.seconds:.0f}s of {progress:.3f}", flush=True)
+        due = on_export and run.seconds - exported > 60 * export_every
+        if due or time.time() - saved > 180:
             run.save()
             saved = time.time()
-        if on_export and run.seconds - exported > 60 * export_every:
-            run.save()
+        if due:
             on_export()
             exported = run.seconds
-    run.save()
+    if peers.first:
+        run.save()
+    peers.wait()
 
 
-def _batch(tokenizer: CLIPTokenizer, specs: list, batch: int, step: int) -> tuple[Tensor, list[int]]:
-    """Which pictures, and their captions as ids; decided by the step alone, so a resumed run goes on the same way."""
-    rng = random.Random(step)
-    torch.manual_seed(step)
+def _batch(tokenizer: CLIPTokenizer, specs: list, batch: int, seed: int) -> tuple[Tensor, list[int]]:
+    """Which pictures, and their captions as ids; the seed follows from the step, so that a run can be resumed."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
     chosen = [rng.randrange(len(specs)) for _ in range(batch)]
     return token_ids(tokenizer, [varied_caption(specs[i], rng) for i in chosen]), chosen
 
@@ -159,8 +162,9 @@ def _batch(tokenizer: CLIPTokenizer, specs: list, batch: int, step: int) -> tupl
 class Run:
     """A model that learns: optimizer, averaged weights, and a file to go on from."""
 
-    def __init__(self, path: Path, model: Denoiser, peak: float, batch: int) -> None:
-        self.path, self.model, self.batch = path, model, batch
+    def __init__(self, path: Path, model: Denoiser, peak: float, batch: int, peers: Peers) -> None:
+        self.path, self.model, self.batch, self.peers = path, model, batch, peers
+        self.clock = time.time()
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
@@ -174,11 +178,13 @@ class Run:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
         loss.backward()
+        spent = self.seconds + time.time() - self.clock
+        self.clock = time.time()
+        self.seconds, value = self.peers.average(self.model, spent, float(loss.detach()))
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         decay = min(0.999, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-        value = float(loss.detach())
         self.loss = value if self.step == 0 else 0.99 * self.loss + 0.01 * value
         self.step += 1
 

@@ -57,7 +57,7 @@ def through(vae, pictures: Tensor) -> Tensor:
     return torch.cat([vae.decode(vae.encode(p).latents).sample.clamp(-1, 1) for p in pictures.split(8)])
 
 
-def train_judge(work: Path, count: int = 3000, epochs: int = 14, batch: int = 50) -> Judge:
+def train_judge(work: Path, count: int = 2000, epochs: int = 14, batch: int = 50) -> Judge:
     """Trains on drawn pictures of all combinations; a quarter of them also as the autoencoder gives them back."""
     torch.manual_seed(3)
     specs = specs_over(all_triples(), count, seed=5)

@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads sleep, so other work is not slowed
 
 from . import autoencoder, denoiser, export, measure  # noqa: E402
+from .peers import Peers  # noqa: E402
 
 HERE = Path(__file__).parent
 WORK, BASE = HERE / ".work", HERE / "base"
@@ -32,7 +33,8 @@ def run(stage: str, args: argparse.Namespace) -> None:
             on_export=lambda: export.export(WORK, BASE),
             export_every=args.export_every,
         )
-        export.export(WORK, BASE)
+        if Peers().first:
+            export.export(WORK, BASE)
     elif stage == "decoder":
         autoencoder.train(WORK, args.decoder_steps, batch=8, peak=8e-4, decoder_only=True)
         export.export(WORK, BASE)

@@ -131,12 +131,15 @@ def canonical(factors: Factors) -> Factors:
     QR of u and of vhᵀ, then the SVD of the small middle R_u Σ R_vᵀ: nothing of size out x in is formed.
     Where the rank exceeds a side of the layer, the surplus values, which are zero, are dropped.
     """
-    u, sigma, vh = (tensor.float() for tensor in factors)
+    # in float64 where that is cheap, so that rounding stays below that of a float32 product
+    work = torch.float64 if factors.u.device.type == "cpu" else torch.float32
+    u, sigma, vh = (tensor.to(work) for tensor in factors)
     q_u, r_u = torch.linalg.qr(u)
     q_v, r_v = torch.linalg.qr(vh.flatten(1).T)
     middle = (r_u * sigma if sigma.ndim == 1 else r_u @ sigma) @ r_v.T
     left_vectors, values, right_vectors = torch.linalg.svd(middle, full_matrices=False)
-    return Factors(q_u @ left_vectors, values, (right_vectors @ q_v.T).reshape(-1, *vh.shape[1:]))
+    rows = (right_vectors @ q_v.T).reshape(-1, *vh.shape[1:])
+    return Factors((q_u @ left_vectors).float(), values.float(), rows.float())
 
 
 def scaled(factors: Factors, gains: Tensor | float) -> Factors:
