@@ -4,6 +4,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -186,6 +187,12 @@ def _shape(weights: Mapping[str, Tensor], target: Any) -> torch.Size:
     shape = list(weights[key].shape)
     shape[dimension] = length
     return torch.Size(shape)
+
+
+def file_of(model: ModelPatcher) -> str:
+    """Name of the file that the MODEL was loaded from, or "" where its loader does not say."""
+    arguments = model.cached_patcher_init[1] if model.cached_patcher_init else ()
+    return Path(arguments[0]).name if arguments and isinstance(arguments[0], str) else ""
 
 
 def _base(model: ModelPatcher) -> str:

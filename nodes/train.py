@@ -24,7 +24,7 @@ from ..trilora.targets import PRESETS, select
 from ..trilora.training import Settings, Step, create_layers, learned, train
 from .denoiser import ComfyDenoiser, lent
 from .encoding import encode_captions, encode_latents, examples
-from .patching import portable_names
+from .patching import file_of, portable_names
 from .sockets import CATEGORY, TriLoRA, TriLoRADataset
 
 UNFINISHED = "unfinished"  # folder under models/loras for what a cancelled or failed run had learned
@@ -47,7 +47,7 @@ class Run:
         factors = {names[path]: value for path, value in learned(self.layers).items()}
         base = base_named(type(self.model.model).__name__)
         losses = [step.loss for step in self.steps]
-        return Adapter(factors, describe(self.settings, self.dataset, base, losses, len(self.steps)))
+        return Adapter(factors, describe(self.settings, self.dataset, base, file_of(self.model), losses))
 
     def keep(self) -> None:
         """What was learned, on disk, for a run that ends before its end."""

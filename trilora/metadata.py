@@ -36,22 +36,25 @@ def base_named(model_class: str) -> Base:
     return BASES.get(model_class, Base(model_class.lower(), f"{model_class.lower()}/lora"))
 
 
-def describe(settings: Settings, dataset: Dataset, base: Base, losses: Sequence[float], steps: int) -> dict[str, str]:
+def describe(
+    settings: Settings, dataset: Dataset, base: Base, base_file: str, losses: Sequence[float]
+) -> dict[str, str]:
     """Metadata of a trained adapter, text to text.
 
     Args:
         settings: of the run.
         dataset: what was trained on.
         base: the base model's names.
-        losses: style loss of every step that was made.
-        steps: steps made; fewer than asked for when the run was ended early.
+        base_file: the base model's file name, or "".
+        losses: style loss of every step that was made; fewer than asked for when the run was ended early.
     """
-    title = dataset.trigger or "TriLoRA adapter"
+    steps = len(losses)
     folder = f"{max(1, steps * settings.batch // len(dataset.pictures))}_{dataset.trigger or 'pictures'}"
     tail = losses[-50:]
     return {
         "ss_v2": str(base.kohya.startswith("sd_v2")),
         "ss_base_model_version": base.kohya,
+        "ss_sd_model_name": base_file,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.rank),
         "ss_network_alpha": str(settings.rank),
@@ -66,7 +69,7 @@ def describe(settings: Settings, dataset: Dataset, base: Base, losses: Sequence[
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": base.modelspec,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": title,
+        "modelspec.title": dataset.trigger or "TriLoRA adapter",
         "modelspec.resolution": f"{dataset.resolution}x{dataset.resolution}",
         "modelspec.trigger_phrase": dataset.trigger,
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
