@@ -106,8 +106,12 @@ def loss_of(model: Denoiser, schedule: DDPMScheduler, z: Tensor, ids: Tensor) ->
     noisy = schedule.add_noise(z, noise, t).contiguous(memory_format=torch.channels_last)
     error = (model(noisy, t, ids) - noise).square().mean((1, 2, 3))
     kept = schedule.alphas_cumprod[t]
-    snr = kept / (1 - kept)
-    return (error * snr.clamp(max=GAMMA) / snr).mean()
+    return (error * weight(kept / (1 - kept))).mean()
+
+
+def weight(snr: Tensor) -> Tensor:
+    """min(SNR, gamma) / SNR, and up to three times more where noise hides nearly all: there the layout is decided."""
+    return snr.clamp(max=GAMMA) / snr * (1 + 0.3 / (snr + 0.03)).sqrt()
 
 
 def train(

@@ -89,8 +89,8 @@ def varied_caption(spec: SceneSpec, rng: random.Random) -> str:
     """A caption as a person might type it: parts dropped or moved, sometimes an unknown word, sometimes nothing."""
     if rng.random() < 0.10:
         return ""
-    text = caption(spec) if rng.random() < 0.6 else _loose_caption(spec, rng)
-    if rng.random() < 0.08:
+    text = caption(spec) if rng.random() < 0.75 else _loose_caption(spec, rng)
+    if rng.random() < 0.06:
         text = f"{_unknown_word(rng)} {text}"
     return text
 
