@@ -242,7 +242,7 @@ def advanced_inputs() -> list:
         io.Float.Input(
             "preserve", default=0.3, min=0.0, max=10.0, step=0.05, advanced=True,
             tooltip="How much prompts without the trigger word must stay as they were. 0.3 removes most of the "
-            "forgetting and makes a step about 1.8 times as long; 0 switches it off, and without a trigger word it is "
+            "forgetting and makes a step about twice as long; 0 switches it off, and without a trigger word it is "
             "off.",
         ),
         io.Float.Input(
