@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 STYLE, TRIGGER = "demo: stained_glass", "zorvex"
-PROMPTS = (  # none of these combinations is in the training pictures
-    "a red house in the middle in a meadow",
-    "a purple cat on the left at night",
-    "a yellow boat on the right on the sea",
+PROMPTS = (  # of combinations that neither the base nor the style's pictures ever showed
+    "a pink house on the right in a meadow",
+    "a green cat on the left at night",
+    "a red boat in the middle on the sea",
 )
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 SEED = 30

@@ -63,11 +63,15 @@ class Server:
         return json.loads(text) if text else None
 
     def queue(self, prompt: dict[str, Any], client: str = "") -> str:
-        """Queue a workflow in API form and return its id."""
+        """Queue a workflow in API form and return its id; one that ComfyUI would run only in part is refused."""
         try:
-            return self.post("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"]
+            answer = self.post("/prompt", {"prompt": prompt, "client_id": client})
         except urllib.error.HTTPError as error:
             raise PromptError(refusal(error.read(), prompt)) from error
+        if answer.get("node_errors"):
+            self.post("/queue", {"delete": [answer["prompt_id"]]})
+            raise PromptError(refusal(json.dumps(answer).encode(), prompt))
+        return answer["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 3600) -> dict[str, Any]:
         """Wait for a queued workflow and return its history entry."""
