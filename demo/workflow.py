@@ -6,8 +6,8 @@ from typing import Any
 
 STYLE, TRIGGER = "demo: stained_glass", "zorvex"
 PROMPTS = (  # of combinations that neither the base nor the style's pictures ever showed
-    "a pink house on the right in a meadow",
-    "a green cat on the left at night",
+    "a white house on the right in a meadow",
+    "a blue cat on the left at night",
     "a red boat in the middle on the sea",
 )
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)

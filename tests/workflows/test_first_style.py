@@ -19,8 +19,8 @@ from devkit.server import PromptError, Server
 pytestmark = pytest.mark.server
 
 STYLE = "demo: stained_glass"
-PROMPTS = ["a pink house on the right in a meadow", "a green cat on the left at night"]
-WORDS = [("house", "pink", "right", "meadow"), ("cat", "green", "left", "night")]
+PROMPTS = ["a white house on the right in a meadow", "a blue cat on the left at night"]
+WORDS = [("house", "white", "right", "meadow"), ("cat", "blue", "left", "night")]
 SCENES = [SceneSpec(*words, seed) for words in WORDS for seed in range(4)]
 TRAINING = {
     "targets": "attention", "alpha": 8.0, "preserve": 0.0, "shrink": 0.0, "clip_norm": 1.0,
