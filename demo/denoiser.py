@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import rate, to_tensor, trained_autoencoder
+from .compass import Compass
 from .draw import draw
 from .peers import Peers
 from .saving import load_state, save_state
@@ -110,8 +111,12 @@ def loss_of(model: Denoiser, schedule: DDPMScheduler, z: Tensor, ids: Tensor) ->
 
 
 def weight(snr: Tensor) -> Tensor:
-    """min(SNR, gamma) / SNR, and up to three times more where noise hides nearly all: there the layout is decided."""
-    return snr.clamp(max=GAMMA) / snr * (1 + 0.3 / (snr + 0.03)).sqrt()
+    """min(SNR, gamma) / SNR, and far more where noise hides nearly all: there the prompt decides the layout.
+
+    At low SNR the error of the noise is about SNR times the error of the picture, so with a weight of 1 the
+    network would hardly hear that it puts things in the wrong place.
+    """
+    return snr.clamp(max=GAMMA) / snr * (1 + 0.15 / (snr + 0.002))
 
 
 def train(
@@ -138,7 +143,7 @@ def train(
     while (progress := max(run.step / steps, run.seconds / (60 * minutes))) < 1:
         ids, chosen = _batch(tokenizer, specs, batch // peers.count, run.step * peers.count + peers.rank)
         loss = loss_of(run.model, schedule, z[chosen], ids)
-        run.update(loss, rate(round(progress * 100_000), 100_000, peak, warm=2500))
+        run.update(loss, run.compass.loss(z[chosen]), rate(round(progress * 100_000), 100_000, peak, warm=2500))
         if not peers.first:
             continue
         if run.step % 50 == 0:
@@ -173,20 +178,24 @@ class Run:
             model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
         self.average = copy.deepcopy(model).requires_grad_(False)
+        self.compass = Compass(model.unet)
+        self.compass_optimizer = torch.optim.Adam(self.compass.parameters(), lr=peak)
         self.step, self.seconds, self.loss = 0, 0.0, 0.0
         if path.exists():
             self._load(load_state(path))
 
-    def update(self, loss: Tensor, lr: float) -> None:
-        """One optimizer step, and the average after it."""
+    def update(self, loss: Tensor, help_loss: Tensor, lr: float) -> None:
+        """One optimizer step on both losses, and the average after it."""
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
-        loss.backward()
+        self.compass_optimizer.zero_grad()
+        (loss + help_loss).backward()
         spent = self.seconds + time.time() - self.clock
         self.clock = time.time()
-        self.seconds, value = self.peers.average(self.model, spent, float(loss.detach()))
+        self.seconds, value = self.peers.average([self.model, self.compass], spent, float(loss.detach()))
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+        self.compass_optimizer.step()
         decay = min(0.999, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.loss = value if self.step == 0 else 0.99 * self.loss + 0.01 * value

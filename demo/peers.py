@@ -28,11 +28,11 @@ class Peers:
         if self.count > 1:
             dist.barrier()
 
-    def average(self, model: nn.Module, *values: float) -> list[float]:
+    def average(self, models: list[nn.Module], *values: float) -> list[float]:
         """Gives every process the mean of all gradients; returns the means of the plain values."""
         if self.count == 1:
             return list(values)
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        grads = [p.grad for model in models for p in model.parameters() if p.grad is not None]
         flat = torch.cat([*(g.flatten() for g in grads), torch.tensor(values)])
         dist.all_reduce(flat)
         flat /= self.count
