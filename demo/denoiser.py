@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from .compass import Compass
 from .draw import draw
 from .peers import Peers
 from .saving import load_state, save_state
+from .scenery import CENTRE
 from .wordpieces import LENGTH, token_ids, write_tokenizer
 from .world import training_specs, varied_caption
 
@@ -100,9 +100,10 @@ def _encode(vae, specs: list) -> Tensor:
 
 
 def loss_of(model: Denoiser, schedule: DDPMScheduler, z: Tensor, ids: Tensor) -> Tensor:
-    """Squared error of the noise, weighted by min(SNR, gamma) / SNR; noise levels spread evenly over the batch."""
+    """Squared error of the noise, weighted by min(SNR, gamma) / SNR; half the noise levels even, half high."""
     n = len(z)
-    t = ((torch.arange(n) + torch.rand(n)) / n * 1000).long().clamp(max=999)
+    even = (torch.arange(n) + torch.rand(n)) / n
+    t = torch.where(torch.arange(n) % 2 == 0, even, 0.75 + 0.25 * torch.rand(n)).mul(1000).long().clamp(max=999)
     noise = torch.randn_like(z)
     noisy = schedule.add_noise(z, noise, t).contiguous(memory_format=torch.channels_last)
     error = (model(noisy, t, ids) - noise).square().mean((1, 2, 3))
@@ -122,9 +123,9 @@ def weight(snr: Tensor) -> Tensor:
 def train(
     work: Path,
     pictures: int = 2880,
-    steps: int = 4000,
-    batch: int = 16,
-    peak: float = 1e-3,
+    steps: int = 3650,
+    batch: int = 20,
+    peak: float = 2e-3,
     minutes: float = 1e9,
     on_export: Callable[[], None] | None = None,
     export_every: float = 15,
@@ -143,11 +144,14 @@ def train(
     while (progress := max(run.step / steps, run.seconds / (60 * minutes))) < 1:
         ids, chosen = _batch(tokenizer, specs, batch // peers.count, run.step * peers.count + peers.rank)
         loss = loss_of(run.model, schedule, z[chosen], ids)
-        run.update(loss, run.compass.loss(z[chosen]), rate(round(progress * 100_000), 100_000, peak, warm=2500))
+        centres = torch.tensor([CENTRE[specs[i].place] for i in chosen]) / 64 - 1
+        run.update(
+            loss, run.compass.loss(z[chosen], centres), rate(round(progress * 100_000), 100_000, peak, warm=2500)
+        )
         if not peers.first:
             continue
         if run.step % 50 == 0:
-            print(f"denoiser step {run.step} loss {run.loss:.4f} at {run.seconds:.0f}s of {progress:.3f}", flush=True)
+            print(f"denoiser {run} progress {progress:.3f}", flush=True)
         due = on_export and run.seconds - exported > 60 * export_every
         if due or time.time() - saved > 180:
             run.save()
@@ -169,7 +173,7 @@ def _batch(tokenizer: CLIPTokenizer, specs: list, batch: int, seed: int) -> tupl
 
 
 class Run:
-    """A model that learns: optimizer, averaged weights, and a file to go on from."""
+    """A model that learns: optimizer, helper, clock, and a file to go on from."""
 
     def __init__(self, path: Path, model: Denoiser, peak: float, batch: int, peers: Peers) -> None:
         self.path, self.model, self.batch, self.peers = path, model, batch, peers
@@ -177,46 +181,47 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
-        self.average = copy.deepcopy(model).requires_grad_(False)
         self.compass = Compass(model.unet)
         self.compass_optimizer = torch.optim.Adam(self.compass.parameters(), lr=peak)
-        self.step, self.seconds, self.loss = 0, 0.0, 0.0
+        self.step, self.seconds, self.loss, self.help = 0, 0.0, 0.0, 0.0
         if path.exists():
             self._load(load_state(path))
 
     def update(self, loss: Tensor, help_loss: Tensor, lr: float) -> None:
-        """One optimizer step on both losses, and the average after it."""
+        """One optimizer step on both losses."""
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
         self.compass_optimizer.zero_grad()
         (loss + help_loss).backward()
         spent = self.seconds + time.time() - self.clock
         self.clock = time.time()
-        self.seconds, value = self.peers.average([self.model, self.compass], spent, float(loss.detach()))
+        self.seconds, value, self.help = self.peers.average(
+            [self.model, self.compass], spent, float(loss.detach()), float(help_loss.detach())
+        )
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.compass_optimizer.step()
-        decay = min(0.999, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.loss = value if self.step == 0 else 0.99 * self.loss + 0.01 * value
         self.step += 1
 
+    def __str__(self) -> str:
+        return f"step {self.step} loss {self.loss:.4f} help {self.help:.3f} at {self.seconds:.0f}s"
+
     def save(self) -> None:
         """Everything needed to go on."""
-        parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+        parts = {"model": self.model, "optimizer": self.optimizer}
         plain = {"step": self.step, "batch": self.batch, "seconds": self.seconds, "loss": self.loss}
         save_state(self.path, **{k: v.state_dict() for k, v in parts.items()}, **plain)
 
     def _load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
 
 
 def trained_denoiser(work: Path) -> tuple[Denoiser, CLIPTokenizer, dict]:
-    """The averaged model of stage 2, its tokenizer, and its numbers."""
+    """The model of stage 2, its tokenizer, and its numbers."""
     tokenizer = write_tokenizer(work / "tokenizer")
     model, state = Denoiser(len(tokenizer)), load_state(work / "denoiser.pt")
-    model.load_state_dict(state["average"])
+    model.load_state_dict(state["model"])
     return model.eval().requires_grad_(False), tokenizer, {k: state[k] for k in ("step", "seconds", "loss")}

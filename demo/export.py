@@ -29,7 +29,7 @@ def sampler() -> DDIMScheduler:
 
 
 def pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict]:
-    """The averaged weights as a pipeline, and the numbers of their training."""
+    """The trained weights as a pipeline, and the numbers of their training."""
     model, tokenizer, numbers = trained_denoiser(work)
     pipe = StableDiffusionPipeline(
         vae=trained_autoencoder(work, full=True),
