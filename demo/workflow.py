@@ -12,7 +12,7 @@ PROMPTS = (  # of combinations that neither the base nor the style's pictures ev
 )
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 SEED = 30
-STEPS = 300
+STEPS = 220
 
 Node = dict[str, Any]
 
