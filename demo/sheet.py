@@ -1,6 +1,6 @@
 """Lays the demo's pictures out on one labelled sheet: `python demo/sheet.py OUT` reads [[title, file], ...] from stdin.
 
-A title `row | column` places a picture in a grid; any other title puts it below the grid.
+A title `row | column` places a picture in a grid; any other title puts it to the right of the grids.
 """
 
 from __future__ import annotations
@@ -83,10 +83,8 @@ def reports(cells: list[tuple[str, str]]) -> list[Image.Image]:
 def main(out: str) -> None:
     """Read the cells, write the sheet."""
     cells = [(title, file) for title, file in json.load(sys.stdin)]
-    parts = [grid_picture(columns, grid) for columns, grid in grids(cells).items()]
-    if charts := reports(cells):
-        parts.append(beside(charts))
-    below(parts).save(out)
+    left = below([grid_picture(columns, grid) for columns, grid in grids(cells).items()])
+    beside([left, *reports(cells)]).save(out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,14 @@ def build(steps: int = STEPS) -> dict[str, Node]:
     """Node id -> node. A picture's title is `row | column` of the sheet that it belongs on."""
     nodes = {
         "base": node("TriLoRADemoModel"),
-        "data": node("TriLoRADataset", folder=STYLE, trigger=TRIGGER, resolution=128, bucket_step=0),
+        "data": node(
+            "TriLoRADataset",
+            "the pictures it learned from",
+            folder=STYLE,
+            trigger=TRIGGER,
+            resolution=128,
+            bucket_step=0,
+        ),
         "nothing": text(""),
         "canvas": node("EmptyLatentImage", width=128, height=128, batch_size=1),
     }
