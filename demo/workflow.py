@@ -57,7 +57,7 @@ def trained(method: str, steps: int) -> dict[str, Node]:
         "TriLoRATrain",
         f"train {method}",
         **{"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "dataset": ["data", 0]},
-        **{"steps": steps, "learning_rate": 3e-3, "rank": 8, "batch": 4, "seed": SEED, "targets": "attention"},
+        **{"steps": steps, "learning_rate": 2e-3, "rank": 8, "batch": 4, "seed": SEED, "targets": "attention"},
         **{"alpha": 8.0, "preserve": 0.0, "shrink": 0.0, "clip_norm": 1.0},
         **settings,
     )
@@ -76,7 +76,7 @@ def picture(name: str, title: str, model: list[Any], words: str) -> dict[str, No
     sample = node(
         "KSampler",
         **{"model": model, "positive": [words, 0], "negative": ["nothing", 0], "latent_image": ["canvas", 0]},
-        **{"seed": SEED, "steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
+        **{"seed": SEED, "steps": 20, "cfg": 3.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
     )
     return {
         f"{name}_latent": sample,
