@@ -114,11 +114,11 @@ def named(file: str) -> Iterator[None]:
         raise TargetError(f"{file}: {error}") from None
 
 
-def shape_sigma(model: ModelPatcher, gains: Gains, strength: float) -> ModelPatcher:
+def shape_sigma(model: ModelPatcher, gains: Gains | None, strength: float) -> ModelPatcher:
     """A clone of the MODEL whose adapters have each Σ times its gains and times the strength.
 
     Works on every low-rank patch, whoever put it there; patches of other kinds take the strength alone.
-    Gains of 1 at strength 1 leave the very patches, so nothing changes, bit for bit.
+    Gains of 1, or None, at strength 1 leave the very patches, so nothing changes, bit for bit.
 
     Raises:
         TriLoRAError: no adapter is on the MODEL.
@@ -158,15 +158,15 @@ def _raw_factors(patch: WeightAdapterBase) -> Factors | None:
     return Factors(up.flatten(1), torch.full((down.shape[0],), scale, device=up.device), down)
 
 
-def _shaped(patch: tuple, gains: Gains, strength: float) -> tuple:
+def _shaped(patch: tuple, gains: Gains | None, strength: float) -> tuple:
     """One entry of `model.patches`, (strength, adapter, strength of the model, offset, function), with Σ shaped."""
     amount, adapter, *rest = patch
     if isinstance(adapter, list):  # a merge of models: [its weight, its own patches ...]
         return (amount, [adapter[0], *(_shaped(inner, gains, strength) for inner in adapter[1:])], *rest)
     if not isinstance(adapter, WeightAdapterBase):
         return patch
-    factors = factors_of(adapter)
-    if factors is None:
+    factors = factors_of(adapter) if gains else None
+    if gains is None or factors is None:
         return (amount * strength, adapter, *rest)
     by_value = gains(factors.sigma)
     if bool((by_value == 1).all()):

@@ -1,5 +1,7 @@
 """TriLoRA Strength: scales Σ of whatever low-rank adapters are on a MODEL."""
 
+from functools import partial
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -47,13 +49,12 @@ class TriLoRAStrength(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, strength, keep) -> io.NodeOutput:
-        count = keep["k"] if keep["keep"] == "top k" else None
-        return io.NodeOutput(shape_sigma(model, lambda sigma: _kept(sigma, count), strength))
+        gains = partial(_first, count=keep["k"]) if keep["keep"] == "top k" else None
+        return io.NodeOutput(shape_sigma(model, gains, strength))
 
 
-def _kept(sigma: Tensor, count: int | None) -> Tensor:
+def _first(sigma: Tensor, count: int) -> Tensor:
     """A gain of 1 for the first `count` singular values, 0 for the rest."""
     gains = torch.ones_like(sigma)
-    if count is not None:
-        gains[count:] = 0
+    gains[count:] = 0
     return gains

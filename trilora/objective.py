@@ -50,14 +50,13 @@ def errors(denoiser: Denoiser, latents: Tensor, noise: Tensor, quantiles: Tensor
     predicts (eps, v, flow).
     """
     levels = denoiser.levels(quantiles)
-    denoised = denoiser.denoised(denoiser.noised(latents, noise, levels), levels, conditions)
-    return _mean_square(denoised - latents, denoiser.output_scale(levels))
+    return distances(denoiser, denoiser.noised(latents, noise, levels), levels, conditions, latents)
 
 
 def distances(denoiser: Denoiser, noisy: Tensor, levels: Tensor, conditions: Sequence[Any], target: Tensor) -> Tensor:
     """Mean squared distance, in prediction space, from the model's estimate to another estimate: (B,)."""
-    denoised = denoiser.denoised(noisy, levels, conditions)
-    return _mean_square(denoised - target, denoiser.output_scale(levels))
+    difference = denoiser.denoised(noisy, levels, conditions) - target
+    return (difference.flatten(1) / denoiser.output_scale(levels)[:, None]).square().mean(1)
 
 
 @torch.no_grad()
@@ -78,7 +77,3 @@ def score(
             batch = (example.latent[None], sample[None], torch.tensor([quantile]))
             total += float(errors(denoiser, *batch, [example.condition]))
     return total / (len(examples) * len(quantiles))
-
-
-def _mean_square(difference: Tensor, scale: Tensor) -> Tensor:
-    return (difference.flatten(1) / scale[:, None]).square().mean(1)
