@@ -36,11 +36,18 @@ class Example:
         latent: as the model wants it (scaled), without batch dimension.
         condition: the caption, encoded as the denoiser understands it.
         plain: the caption without the trigger word, encoded; what preservation of the base looks at.
+        mask: (height, width) of the latent, weights 0..1 on the error; None where all counts.
+        blank: the empty caption, encoded; takes the condition's place where captions are dropped.
     """
 
     latent: Tensor
     condition: Any
     plain: Any = None
+    mask: Tensor | None = None
+    blank: Any = None
+
+
+Variants = tuple[Example, ...]  # one picture in every way that it is shown (mirrored, tags reordered), one latent shape
 
 
 def errors(denoiser: Denoiser, latents: Tensor, noise: Tensor, quantiles: Tensor, conditions: Sequence[Any]) -> Tensor:
