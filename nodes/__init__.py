@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 
 class TriLoRAExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .combine import ExtractTriLoRA, MergeTriLoRA, ResizeTriLoRA
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
@@ -18,6 +19,9 @@ class TriLoRAExtension(ComfyExtension):
             LoadTriLoRA,
             ApplyTriLoRA,
             TriLoRAStrength,
+            MergeTriLoRA,
+            ExtractTriLoRA,
+            ResizeTriLoRA,
             TriLoRADemoModel,
         ]
 

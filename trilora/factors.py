@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from .errors import RankError, TriLoRAError
 
@@ -66,19 +66,46 @@ def check_rank(rank: int, out_features: int, in_features: int, layer: str = "the
         )
 
 
-def top_singular_values(weight: Tensor, rank: int, generator: torch.Generator) -> Tensor:
-    """The largest `rank` singular values of a matrix (out, in), descending, by randomised subspace iteration.
+def row_space(matrix: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+    """Orthonormal columns that span the `rank` directions which a matrix (out, in) stretches most, and 8 more: (in, w).
 
     Halko, Martinsson, Tropp 2011, Algorithm 4.4 with four iterations and oversampling 8.
     """
-    matrix = weight.float()
     width = min(rank + 8, *matrix.shape)
     basis = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)  # (in, width)
     for _ in range(4):
         basis = torch.linalg.qr(matrix @ basis).Q  # (out, width)
         basis = torch.linalg.qr(matrix.T @ basis).Q  # (in, width)
-    values: Tensor = torch.linalg.svdvals(matrix @ basis)
+    return basis
+
+
+def top_singular_values(weight: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+    """The largest `rank` singular values of a matrix (out, in), descending, by randomised subspace iteration."""
+    matrix = weight.float()
+    values: Tensor = torch.linalg.svdvals(matrix @ row_space(matrix, rank, generator))
     return values[:rank]
+
+
+def nearest(change: Tensor, rank: int, generator: torch.Generator) -> Factors:
+    """Canonical factors of the best approximation of rank at most `rank` of a matrix (out, *in), float32.
+
+    Halko, Martinsson, Tropp 2011, Algorithm 5.1: the SVD within `row_space`. No SVD of size out x in is made.
+    """
+    matrix = change.float().flatten(1)
+    basis = row_space(matrix, rank, generator)
+    u, sigma, rows = torch.linalg.svd(matrix @ basis, full_matrices=False)
+    return truncated(Factors(u, sigma, (rows @ basis.T).view(-1, *change.shape[1:])), rank)
+
+
+def nearest_holding(change: Tensor, share: float, largest: int, generator: torch.Generator) -> Factors:
+    """As `nearest`, of the smallest rank that holds `share` of the energy of the matrix, yet of at most `largest`."""
+    enough = share * float(change.float().norm()) ** 2
+    rank = min(16, largest)
+    found = nearest(change, rank, generator)
+    while energy_of(found.sigma) < enough and rank < min(largest, found.u.shape[0], found.vh[0].numel()):
+        rank = min(4 * rank, largest)
+        found = nearest(change, rank, generator)
+    return truncated(found, rank_holding(found.sigma, enough))
 
 
 def gaussian(shape: tuple[int, int], std: float, generator: torch.Generator) -> Tensor:
@@ -156,6 +183,17 @@ def energy(factors: Factors) -> Tensor:
     """Share of the squared Frobenius norm held by the first k components, k = 1..r, of canonical factors: (r,)."""
     squares = factors.sigma.square()
     return squares.cumsum(0) / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
+
+
+def energy_of(sigma: Tensor) -> float:
+    """The squared Frobenius norm of canonical factors."""
+    return float(sigma.double().square().sum())
+
+
+def rank_holding(sigma: Tensor, amount: float) -> int:
+    """The smallest k whose first k values, squared, add up to `amount`; all of them where they never do."""
+    sums = sigma.double().square().cumsum(0)
+    return int((pad(sums[:-1], (1, 0)) < amount).sum())
 
 
 def merged(several: Sequence[Factors], weights: Sequence[float]) -> Factors:
