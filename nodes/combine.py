@@ -9,6 +9,7 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..trilora.combine import merge, resize
 from ..trilora.cutting import Report, Rule, at_energy, at_rank, at_size
@@ -73,8 +74,9 @@ def outputs() -> list:
     ]
 
 
-def told(adapter: Adapter, report: Report) -> io.NodeOutput:
+def told(node_id: str, adapter: Adapter, report: Report) -> io.NodeOutput:
     """The adapter, the whole report as text, and its summary on the node."""
+    PromptServer.instance.send_progress_text(report.summary(), node_id)
     return io.NodeOutput(adapter, report.text(), ui={"text": (report.summary(),)})
 
 
@@ -110,13 +112,16 @@ class MergeTriLoRA(io.ComfyNode):
                 ),
             ],
             outputs=outputs(),
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, adapters, weights, keep, model=None) -> io.NodeOutput:
         several = list(adapters.values())
         name_of = names_in(model, several) if model else None
-        return told(*merge(several, numbers(weights, len(several)), rule_of(keep), name_of, tracked))
+        return told(
+            cls.hidden.unique_id, *merge(several, numbers(weights, len(several)), rule_of(keep), name_of, tracked)
+        )
 
 
 class ResizeTriLoRA(io.ComfyNode):
@@ -137,11 +142,12 @@ class ResizeTriLoRA(io.ComfyNode):
                 ),
             ],
             outputs=outputs(),
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, trilora, keep) -> io.NodeOutput:
-        return told(*resize(trilora, rule_of(keep), tracked))
+        return told(cls.hidden.unique_id, *resize(trilora, rule_of(keep), tracked))
 
 
 class ExtractTriLoRA(io.ComfyNode):
@@ -184,6 +190,7 @@ class ExtractTriLoRA(io.ComfyNode):
                 ),
             ],
             outputs=outputs(),
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -196,7 +203,7 @@ class ExtractTriLoRA(io.ComfyNode):
         make_room(base)
         differences = changes(base, tuned, layers_of(base.model.diffusion_model, layers))
         metadata = of_extraction(base_named(type(base.model).__name__), file_of(base), file_of(tuned))
-        return told(*extract(differences, find, metadata, tracked))
+        return told(cls.hidden.unique_id, *extract(differences, find, metadata, tracked))
 
 
 def numbers(text: str, count: int) -> list[float]:

@@ -91,7 +91,7 @@ def _merged(name: str, parts: Sequence[Part]) -> Factors:
 def _shape(part: Part) -> tuple[int, int, list[int]]:
     """(out, in, kernel) with a kernel of 1 x 1 as none."""
     inner, *kernel = part.factors.vh.shape[1:]
-    return part.factors.u.shape[0], inner, [side for side in kernel if kernel != [1] * len(kernel)]
+    return part.factors.u.shape[0], inner, kernel if any(side != 1 for side in kernel) else []
 
 
 def _words(part: Part) -> str:

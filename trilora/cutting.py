@@ -86,7 +86,7 @@ def said_of(metadata: Mapping[str, str], rank: int, share: float) -> dict[str, s
 
 def at_energy(adapter: Adapter, share: float = 1.0) -> dict[str, int]:
     """The fewest values that hold `share` of the energy of each layer; 1 drops only what float32 can't tell from 0."""
-    return {name: rank_holding(f.sigma, share * energy_of(f.sigma)) for name, f in adapter.layers.items()}
+    return {name: rank_holding(f.sigma, share) for name, f in adapter.layers.items()}
 
 
 def at_rank(adapter: Adapter, rank: int) -> dict[str, int]:

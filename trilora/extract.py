@@ -1,7 +1,6 @@
 """The best low-rank adapter of a difference W_tuned - W_base, layer by layer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -64,5 +63,4 @@ def extract(
     same = len(changes) - len(layers)
     notes = (f"{same} of {len(changes)} layers are the same in both models and were left out",) if same else ()
     report = Report(tuple(rows), notes)
-    adapter = Adapter(layers, metadata)
-    return replace(adapter, metadata=said_of(metadata, adapter.rank, report.share)), report
+    return Adapter(layers, said_of(metadata, max(row.rank for row in rows), report.share)), report

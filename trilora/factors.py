@@ -89,12 +89,17 @@ def top_singular_values(weight: Tensor, rank: int, generator: torch.Generator) -
 def nearest(change: Tensor, rank: int, generator: torch.Generator) -> Factors:
     """Canonical factors of the best approximation of rank at most `rank` of a matrix (out, *in), float32.
 
-    Halko, Martinsson, Tropp 2011, Algorithm 5.1: the SVD within `row_space`. No SVD of size out x in is made.
+    Halko, Martinsson, Tropp 2011, Algorithm 5.1, with twice the rank in play: its error is above the least possible
+    by less than 0.5 %, for random matrices, which are the hardest. An exact SVD where that is no dearer.
     """
     matrix = change.float().flatten(1)
-    basis = row_space(matrix, rank, generator)
-    u, sigma, rows = torch.linalg.svd(matrix @ basis, full_matrices=False)
-    return truncated(Factors(u, sigma, (rows @ basis.T).view(-1, *change.shape[1:])), rank)
+    if 4 * rank >= min(matrix.shape):
+        u, sigma, vh = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        basis = row_space(matrix, 2 * rank, generator)
+        u, sigma, rows = torch.linalg.svd(matrix @ basis, full_matrices=False)
+        vh = rows @ basis.T
+    return truncated(Factors(u, sigma, vh.reshape(-1, *change.shape[1:])), rank)
 
 
 def nearest_holding(change: Tensor, share: float, largest: int, generator: torch.Generator) -> Factors:
@@ -105,7 +110,7 @@ def nearest_holding(change: Tensor, share: float, largest: int, generator: torch
     while energy_of(found.sigma) < enough and rank < min(largest, found.u.shape[0], found.vh[0].numel()):
         rank = min(4 * rank, largest)
         found = nearest(change, rank, generator)
-    return truncated(found, rank_holding(found.sigma, enough))
+    return truncated(found, rank_holding(found.sigma, enough / energy_of(found.sigma)))
 
 
 def gaussian(shape: tuple[int, int], std: float, generator: torch.Generator) -> Tensor:
@@ -176,7 +181,8 @@ def scaled(factors: Factors, gains: Tensor | float) -> Factors:
 
 def truncated(factors: Factors, rank: int) -> Factors:
     """The first `rank` components: of canonical factors, the best approximation of that rank (Eckart, Young)."""
-    return Factors(factors.u[:, :rank], factors.sigma[:rank], factors.vh[:rank])
+    first = Factors(factors.u[:, :rank], factors.sigma[:rank], factors.vh[:rank])
+    return Factors(*(tensor.clone() for tensor in first))  # views would keep the whole in memory
 
 
 def energy(factors: Factors) -> Tensor:
@@ -190,10 +196,10 @@ def energy_of(sigma: Tensor) -> float:
     return float(sigma.double().square().sum())
 
 
-def rank_holding(sigma: Tensor, amount: float) -> int:
-    """The smallest k whose first k values, squared, add up to `amount`; all of them where they never do."""
+def rank_holding(sigma: Tensor, share: float) -> int:
+    """The smallest k whose first k values hold `share` of the energy; all of them where `share` is above 1."""
     sums = sigma.double().square().cumsum(0)
-    return int((pad(sums[:-1], (1, 0)) < amount).sum())
+    return int((pad(sums[:-1], (1, 0)) < share * sums[-1]).sum())
 
 
 def merged(several: Sequence[Factors], weights: Sequence[float]) -> Factors:
