@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import folder_paths
-import torch
 from comfy_api.latest import io
 
 from ..trilora import files
@@ -13,7 +12,6 @@ from ..trilora.errors import FileError
 from . import patching
 from .sockets import CATEGORY, TriLoRA
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STRENGTH = "1 is as trained, 0 is the bare base, above 1 exaggerates; pictures usually break above 1.5."
 
 
@@ -41,7 +39,7 @@ class SaveTriLoRA(io.ComfyNode):
                     tooltip="Name under models/loras, folders allowed ('styles/ink'). A file of that name is replaced.",
                 ),
                 io.Combo.Input(
-                    "precision", options=list(DTYPES), default="float32", advanced=True,
+                    "precision", options=list(files.DTYPES), default="float32", advanced=True,
                     tooltip="Of the numbers in the file. float16 halves its size at a relative error of about 0.0003.",
                 ),
             ],
@@ -52,7 +50,7 @@ class SaveTriLoRA(io.ComfyNode):
     def execute(cls, trilora, filename, precision) -> io.NodeOutput:
         folder = Path(folder_paths.get_folder_paths("loras")[0])
         path = files.inside(folder, filename)
-        files.save(trilora, path, DTYPES[precision])
+        files.save(trilora, path, files.DTYPES[precision])
         logging.info("TriLoRA saved to %s", path)
         name = os.path.relpath(path, folder)
         return io.NodeOutput(name, ui={"text": (f"saved {name}, {path.stat().st_size / 1e6:.1f} MB",)})

@@ -17,6 +17,7 @@ from .errors import FileError
 from .factors import Factors, canonical, root_split
 
 HEADER_LIMIT = 1_000_000  # bytes; ComfyUI serves a file's metadata only up to 1 MiB
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PAIRS = (  # suffixes of (up, down), each naming in use
     (".lora_up.weight", ".lora_down.weight"),  # kohya
     (".lora_B.weight", ".lora_A.weight"),  # PEFT, diffusers
@@ -127,6 +128,19 @@ def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> No
         tensors[name + PAIRS[0][0]], tensors[name + PAIRS[0][1]] = up.contiguous(), down.contiguous()
         tensors[name + ALPHA] = torch.tensor(float(exact.rank))
     write(path, _serialised(tensors, dict(adapter.metadata)))
+
+
+def overhead(adapter: Adapter) -> int:
+    """Bytes of the adapter's file beside its u and vh: header, metadata, alphas. An upper bound, by some kilobytes."""
+    offsets = [10**11, 10**11]
+    header = {
+        name + suffix: {"dtype": "BF16", "shape": [*factors.u.shape, *factors.vh.shape], "data_offsets": offsets}
+        for name, factors in adapter.layers.items()
+        for suffix in (*PAIRS[0], ALPHA)
+    }
+    hashes = 300
+    metadata = min(len(json.dumps(dict(adapter.metadata))), HEADER_LIMIT)
+    return len(json.dumps(header)) + metadata + hashes + 4 * len(adapter.layers)
 
 
 def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
