@@ -141,7 +141,7 @@ def delta(factors: Any) -> torch.Tensor:
 def test_fault_1_latents_of_bucket_mode_are_not_scaled(
     train: Callable[..., Any], core: Callable[..., Any], few: Callable[..., Any], captions: list[str], calls: Calls
 ) -> None:
-    """What reaches the network has spread 1 at every noise level where latents are scaled, five times that where not."""
+    """What reaches the network has spread 1 at every noise level where latents are scaled, and five times that else."""
     data = few(captions, [(64, 64), (96, 32), (32, 96)])
     train(dataset=data, steps=STEPS, **LORA)
     assert len({shown.shape for shown, _ in calls}) > 1
