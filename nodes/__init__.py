@@ -4,16 +4,24 @@ from comfy_api.latest import ComfyExtension, io
 
 
 class TriLoRAExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        from .progress import add_routes
+
+        add_routes()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
         from .strength import TriLoRAStrength
         from .train import TrainTriLoRA
+        from .train_options import TrainOptions, TrainWatch
 
         return [
             TriLoRADatasetNode,
             TrainTriLoRA,
+            TrainOptions,
+            TrainWatch,
             SaveTriLoRA,
             LoadTriLoRA,
             ApplyTriLoRA,

@@ -4,5 +4,7 @@ from comfy_api.latest import io
 
 TriLoRA = io.Custom("TRILORA")  # a trilora.Adapter
 TriLoRADataset = io.Custom("TRILORA_DATASET")  # a trilora.dataset.Dataset
+TriLoRAOptions = io.Custom("TRILORA_OPTIONS")  # {"settings": {...}, "plain": (...), "checkpointing": ...}
+TriLoRAWatch = io.Custom("TRILORA_WATCH")  # {"watch": Watch, "preview": Preview, "share": ...}
 
 CATEGORY = "TriLoRA"

@@ -1,126 +1,16 @@
 """Train TriLoRA: adapters learn on the graph's own MODEL, in ComfyUI's process."""
 
-import logging
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import comfy.model_management
-import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io
-from server import PromptServer
 
-from ..trilora import files
-from ..trilora.attach import attached
-from ..trilora.dataset import Dataset
-from ..trilora.files import Adapter
+from ..trilora import report
 from ..trilora.layers import CORES, INITIALISATIONS
-from ..trilora.metadata import base_named, describe
-from ..trilora.plot import loss_chart, spectrum_chart, stacked, to_tensor
-from ..trilora.targets import PRESETS, select
-from ..trilora.training import Settings, Step, create_layers, learned, train
-from .denoiser import ComfyDenoiser, lent
-from .encoding import encode_captions, encode_latents, examples
-from .patching import file_of, portable_names
-from .sockets import CATEGORY, TriLoRA, TriLoRADataset
-
-UNFINISHED = "unfinished"  # folder under models/loras for what a cancelled or failed run had learned
-ACTIVATIONS = 6  # memory of a training step over that of a sampling step, roughly
-
-
-@dataclass
-class Run:
-    """What a training has come to so far."""
-
-    model: object
-    dataset: Dataset
-    settings: Settings
-    layers: dict = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-
-    def adapter(self) -> Adapter:
-        """The adapter as learned up to now, under names that files use."""
-        names = portable_names(self.model, self.layers)
-        factors = {names[path]: value for path, value in learned(self.layers).items()}
-        base = base_named(type(self.model.model).__name__)
-        losses = [step.loss for step in self.steps]
-        return Adapter(factors, describe(self.settings, self.dataset, base, file_of(self.model), losses))
-
-    def keep(self) -> None:
-        """What was learned, on disk, for a run that ends before its end."""
-        if not self.steps:
-            return
-        name = f"{self.dataset.trigger or 'trilora'}-seed-{self.settings.seed}-step-{len(self.steps)}"
-        path = files.inside(Path(folder_paths.get_folder_paths("loras")[0]) / UNFINISHED, name.replace("/", "_"))
-        files.save(self.adapter(), path)
-        logging.warning("Training ended at step %d; what was learned is in %s", len(self.steps), path)
-
-
-class Progress:
-    """ComfyUI's bar with the loss and the time left as text on the node."""
-
-    def __init__(self, node_id: str, total: int) -> None:
-        self.node_id, self.bar, self.told = node_id, comfy.utils.ProgressBar(total), 0.0
-        self.first: tuple[float, int] | None = None
-
-    def say(self, text: str) -> None:
-        """Text on the node, at most four times a second; raises when the user cancels."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if time.monotonic() - self.told > 0.25:
-            self.told = time.monotonic()
-            PromptServer.instance.send_progress_text(text, self.node_id)
-
-    def step(self, step: Step, loss: float) -> None:
-        """One step further; `loss` is the running mean."""
-        now = time.monotonic()
-        if self.first is None:
-            self.first = (now, step.number)
-        rate = (step.number - self.first[1]) / max(now - self.first[0], 1e-9)
-        left = f", {clock((step.total - step.number) / rate)} left" if rate else ""
-        self.say(f"step {step.number} of {step.total}, loss {loss:.4f}, {rate:.2f} it/s{left}")
-        self.bar.update_absolute(step.number, step.total)
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss, or m:ss below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def run_training(model, clip, vae, dataset: Dataset, settings: Settings, progress: Progress) -> Run:
-    """Encode, attach, learn. The MODEL is as it was afterwards, whatever happens."""
-    run = Run(model, dataset, settings)
-    latents = encode_latents(vae, dataset, progress.say)
-    prompts = [dataset.prompt_of(picture) for picture in dataset.pictures]
-    plain = [picture.caption for picture in dataset.pictures] if settings.preserve else []
-    captions = encode_captions(clip, prompts + plain, progress.say)
-    shape = [settings.batch, *max((latent.shape for latent in latents), key=torch.Size.numel)]
-    with lent(model, ACTIVATIONS * model.memory_required(shape)) as patcher:
-        denoiser = ComfyDenoiser(patcher)
-        data = examples(denoiser, dataset, latents, captions)
-        network = patcher.model.diffusion_model
-        progress.say("starting the adapters")
-        run.layers = create_layers(select(network, settings.targets), settings)
-        with attached(network, run.layers) as switch:
-            try:
-                advance(run, train(denoiser, run.layers, switch, data, settings), progress.step)
-            except BaseException:
-                run.keep()
-                raise
-    return run
-
-
-def advance(run: Run, steps, show: Callable[[Step, float], None]) -> None:
-    """Take every step, showing the running mean of the loss."""
-    mean = 0.0
-    for step in steps:
-        run.steps.append(step)
-        mean += (step.loss - mean) * max(0.05, 1 / step.number)
-        show(step, mean)
+from ..trilora.plot import to_tensor
+from ..trilora.settings import LEARN, Settings
+from ..trilora.targets import PRESETS
+from .progress import Progress
+from .running import Task, run_training
+from .sockets import CATEGORY, TriLoRA, TriLoRADataset, TriLoRAOptions, TriLoRAWatch
 
 
 class TrainTriLoRA(io.ComfyNode):
@@ -161,11 +51,14 @@ class TrainTriLoRA(io.ComfyNode):
                     tooltip="Decides every random number: the same seed on the same machine gives the same adapter.",
                 ),
                 *advanced_inputs(),
+                *optional_inputs(),
             ],
             outputs=[
                 TriLoRA.Output("trilora", tooltip="The adapter, for Save TriLoRA and Apply TriLoRA."),
                 io.LossMap.Output("loss_map", tooltip="The loss of every step, for core's Plot Loss Graph."),
-                io.Image.Output("report", tooltip="Loss curve and spectrum of the adapter."),
+                io.Image.Output("report", tooltip="Loss curves and spectrum of the adapter."),
+                io.Image.Output("previews", tooltip="The film strip: a picture at step 0 and every so many steps."),
+                io.String.Output("summary", tooltip="The run in words: parameters, losses, overfitting, forgetting."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -173,12 +66,15 @@ class TrainTriLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, clip, vae, dataset, steps, learning_rate, rank, batch, seed, method, targets, alpha, preserve,
-        shrink, clip_norm,
+        shrink, clip_norm, blocks="", held_out=None, regularisation=None, start_from=None, options=None, watch=None,
     ) -> io.NodeOutput:  # fmt: skip
+        options, watch = options or {}, watch or {}
+        plain = tuple(options.get("plain", ()))
         settings = Settings(
             method=method["method"],
             core=method.get("core", "diagonal"),
             initialisation=method["initialisation"],
+            learn=method.get("learn", "all"),
             rank=rank,
             alpha=alpha,
             steps=steps,
@@ -186,16 +82,23 @@ class TrainTriLoRA(io.ComfyNode):
             learning_rate=learning_rate,
             shrink=shrink,
             clip=clip_norm,
-            preserve=preserve if dataset.trigger else 0.0,
+            preserve=preserve if dataset.trigger or plain else 0.0,
+            caption_dropout=dataset.caption_dropout,
             seed=seed,
             targets=targets["pattern"] if targets["targets"] == "pattern" else targets["targets"],
+            blocks=blocks,
+            **options.get("settings", {}),
         )
-        run = run_training(model, clip, vae, dataset, settings, Progress(cls.hidden.unique_id, steps))
-        adapter = run.adapter()
-        losses = [step.loss for step in run.steps]
-        kept = [step.preservation for step in run.steps if step.preservation is not None]
-        report = stacked([loss_chart(losses, kept), spectrum_chart(adapter.layers)])
-        return io.NodeOutput(adapter, {"loss": [torch.tensor(loss) for loss in losses]}, to_tensor(report))
+        task = Task(
+            model, clip, vae, dataset, settings, held_out=held_out, regularisation=regularisation, start=start_from,
+            plain=plain, checkpointing=options.get("checkpointing", False), **watch,
+        )  # fmt: skip
+        outcome = run_training(task, Progress(cls.hidden.unique_id, steps))
+        adapter, losses = outcome.adapter(), outcome.run.history.loss
+        charts = to_tensor(report.picture(outcome.run, adapter.layers))
+        summary = "\n".join(outcome.said)
+        loss_map = {"loss": [torch.tensor(loss) for loss in losses]}
+        return io.NodeOutput(adapter, loss_map, charts, outcome.film.tensor(), summary, ui={"text": (summary,)})
 
 
 def advanced_inputs() -> list:
@@ -214,6 +117,11 @@ def advanced_inputs() -> list:
         "core", options=list(CORES), default="diagonal", advanced=True,
         tooltip="Σ as a diagonal (the paper's equation 5), or as a full matrix (its figure 1; no gain was seen).",
     )  # fmt: skip
+    learn = io.Combo.Input(
+        "learn", options=list(LEARN), default="all", advanced=True, optional=True,
+        tooltip="'sigma' keeps U and V of the adapter in start_from and learns Σ alone: a few thousand numbers, which "
+        "re-tune a LoRA in seconds.",
+    )  # fmt: skip
     pattern = io.String.Input(
         "pattern", default="*.attn2.*", advanced=True,
         tooltip="Glob patterns on the layer's path, separated by commas: '*.attn1.to_v, *.attn1.to_out.0'.",
@@ -222,7 +130,7 @@ def advanced_inputs() -> list:
         io.DynamicCombo.Input(
             "method",
             options=[
-                io.DynamicCombo.Option("trilora", [core, initialisation]),
+                io.DynamicCombo.Option("trilora", [core, initialisation, learn]),
                 io.DynamicCombo.Option("lora", [gaussian]),
             ],
             tooltip="'trilora' learns U, Σ and V; 'lora' is the ordinary pair of factors, for comparison.",
@@ -242,8 +150,8 @@ def advanced_inputs() -> list:
         io.Float.Input(
             "preserve", default=0.3, min=0.0, max=10.0, step=0.05, advanced=True,
             tooltip="How much prompts without the trigger word must stay as they were. 0.3 removes most of the "
-            "forgetting and makes a step about twice as long; 0 switches it off, and without a trigger word it is "
-            "off.",
+            "forgetting and makes a step about half as long again; 0 switches it off, and without a trigger word it "
+            "is off.",
         ),
         io.Float.Input(
             "shrink", default=0.0, min=0.0, max=0.9, step=0.05, advanced=True,
@@ -253,4 +161,31 @@ def advanced_inputs() -> list:
             "clip_norm", default=1.0, min=0.0, max=100.0, step=0.1, advanced=True,
             tooltip="Largest norm of a correction's gradient; larger ones are scaled down to it. 0 for no limit.",
         ),
+    ]  # fmt: skip
+
+
+def optional_inputs() -> list:
+    """What can be connected, and which part of the network learns."""
+    return [
+        io.String.Input(
+            "blocks", default="", optional=True, advanced=True,
+            tooltip="Which blocks of the network learn, such as '4-12' or 'middle, up'. All when empty.",
+        ),
+        TriLoRADataset.Input(
+            "held_out", optional=True,
+            tooltip="Pictures that are scored but never learned. Without them, a tenth of the dataset is held out if "
+            "it has ten pictures or more.",
+        ),
+        TriLoRADataset.Input(
+            "regularisation", optional=True,
+            tooltip="Pictures of the same kind of thing without the trigger word (DreamBooth): they keep the model "
+            "from calling everything by your subject's name.",
+        ),
+        TriLoRA.Input(
+            "start_from", optional=True,
+            tooltip="An adapter to go on with instead of a fresh one, TriLoRA or LoRA. Its layers learn; rank and "
+            "targets are its own.",
+        ),
+        TriLoRAOptions.Input("options", optional=True, tooltip="From TriLoRA Training Options."),
+        TriLoRAWatch.Input("watch", optional=True, tooltip="From TriLoRA Training Watch."),
     ]  # fmt: skip

@@ -56,6 +56,18 @@ class Dataset:
     trigger: str = ""
     resolution: int = 512
     bucket_step: int = 64
+    caption_dropout: float = 0.0
+
+    def split(self, share: float, seed: int) -> "tuple[Dataset, Dataset]":
+        from dataclasses import replace
+
+        count = max(1, round(share * len(self.pictures)))
+        order = torch.randperm(len(self.pictures), generator=generator(seed, "split")).tolist()
+        held = set(order[:count])
+        return (
+            replace(self, pictures=tuple(p for i, p in enumerate(self.pictures) if i not in held)),
+            replace(self, pictures=tuple(p for i, p in enumerate(self.pictures) if i in held)),
+        )
 
     def size_of(self, picture: Picture) -> tuple[int, int]:
         """The bucket (width, height) that a picture is trained at."""
@@ -145,6 +157,7 @@ class Batches:
     sizes: tuple[tuple[int, ...], ...]
     batch: int
     seed: int
+    samples: int = 0
 
     def at(self, step: int) -> list[int]:
         """The indices of a step, counted from 0. Without state, so that a run can go on from any step."""

@@ -1,6 +1,5 @@
 """Adapters in files: standard LoRA safetensors out, any LoRA naming in; strict, atomic, never a pickle."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from .disk import write
 from .errors import FileError
 from .factors import Factors, canonical, root_split
 
@@ -126,7 +126,7 @@ def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> No
             )
         tensors[name + PAIRS[0][0]], tensors[name + PAIRS[0][1]] = up.contiguous(), down.contiguous()
         tensors[name + ALPHA] = torch.tensor(float(exact.rank))
-    _write(path, _serialised(tensors, dict(adapter.metadata)))
+    write(path, _serialised(tensors, dict(adapter.metadata)))
 
 
 def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -142,25 +142,6 @@ def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
         if longest == "trilora.left_out":
             break
     return to_bytes(tensors, metadata)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FileError(
-            f"{path} could not be written: {error.strerror or error}. Free {len(data) / 1e6:.0f} MB or choose another "
-            "folder; what was there before is untouched."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import TriLoRAError
-from .factors import GAUSSIAN_STD, Factors, check_rank, forward, gaussian, initial
+from .factors import GAUSSIAN_STD, Factors, check_rank, forward, gaussian, initial, root_split, scaled
 
 
 @runtime_checkable
@@ -22,7 +22,17 @@ class AdapterLayer(Protocol):
         ...
 
 
-class TriLoRALayer(nn.Module):
+class Dropout:
+    """What of a layer sits out the present pass: gains on its singular values, None for nothing."""
+
+    gains: Tensor | None = None
+
+    def taking_part(self, factors: Factors) -> Factors:
+        """The factors of the present pass."""
+        return factors if self.gains is None else scaled(factors, self.gains)
+
+
+class TriLoRALayer(nn.Module, Dropout):
     """ΔW = g · U Σ Vᵀ with all three factors trained (paper, Eq. 5).
 
     Args:
@@ -43,10 +53,10 @@ class TriLoRALayer(nn.Module):
         return Factors(self.u, self.sigma * self.gain, self.vh)
 
     def forward(self, x: Tensor) -> Tensor:
-        return forward(x, self.factors())
+        return forward(x, self.taking_part(self.factors()))
 
 
-class LoRALayer(nn.Module):
+class LoRALayer(nn.Module, Dropout):
     """ΔW = g · up @ down: the baseline (Hu et al. 2021), down Gaussian, up zero.
 
     Args:
@@ -67,7 +77,7 @@ class LoRALayer(nn.Module):
         return Factors(self.up, self.ones, self.down)
 
     def forward(self, x: Tensor) -> Tensor:
-        return forward(x, self.factors())
+        return forward(x, self.taking_part(self.factors()))
 
 
 METHODS = ("trilora", "lora")
@@ -104,3 +114,19 @@ def create(
     if core == "full":
         start = start._replace(sigma=torch.diag(start.sigma))
     return TriLoRALayer(start, gain, orthonormal=initialisation == "orthogonal").to(weight.device)
+
+
+def resume(method: str, start: Factors, gain: float, orthonormal: bool = False) -> TriLoRALayer | LoRALayer:
+    """An adapter layer that goes on from canonical factors, with the same delta.
+
+    Σ is brought to RMS 1 and its size shared between U and V, as a fresh layer has it, so that the usual learning
+    rates fit; `lora` splits √σ. An orthonormal layer takes the factors as they are.
+    """
+    scale = start._replace(sigma=start.sigma / gain)
+    if method == "lora":
+        return LoRALayer(*root_split(scale), gain)
+    if orthonormal:
+        return TriLoRALayer(scale, gain, orthonormal=True)
+    size = scale.sigma.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    root = size.sqrt()
+    return TriLoRALayer(Factors(start.u * root, scale.sigma / size, start.vh * root), gain)

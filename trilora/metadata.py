@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from .dataset import Dataset
-from .training import Settings
+from .settings import Settings
 
 FORMAT = "1"  # of the `trilora.` keys
 
@@ -49,7 +49,7 @@ def describe(
         losses: style loss of every step that was made; fewer than asked for when the run was ended early.
     """
     steps = len(losses)
-    folder = f"{max(1, steps * settings.batch // len(dataset.pictures))}_{dataset.trigger or 'pictures'}"
+    folder = f"{max(1, steps * settings.pictures // len(dataset.pictures))}_{dataset.trigger or 'pictures'}"
     tail = losses[-50:]
     return {
         "ss_v2": str(base.kohya.startswith("sd_v2")),

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .settings import Settings
+
 
 class Denoiser(Protocol):
     """The seam between training and a host: all that training knows of the model it trains."""
@@ -60,10 +62,66 @@ def errors(denoiser: Denoiser, latents: Tensor, noise: Tensor, quantiles: Tensor
     return distances(denoiser, denoiser.noised(latents, noise, levels), levels, conditions, latents)
 
 
-def distances(denoiser: Denoiser, noisy: Tensor, levels: Tensor, conditions: Sequence[Any], target: Tensor) -> Tensor:
-    """Mean squared distance, in prediction space, from the model's estimate to another estimate: (B,)."""
+def distances(
+    denoiser: Denoiser,
+    noisy: Tensor,
+    levels: Tensor,
+    conditions: Sequence[Any],
+    target: Tensor,
+    masks: Sequence[Tensor | None] = (),
+    huber: float = 0.0,
+) -> Tensor:
+    """Mean squared distance, in prediction space, from the model's estimate to another estimate: (B,).
+
+    Args:
+        denoiser: the model.
+        noisy: (B, ...).
+        levels: (B,).
+        conditions: one for each.
+        target: the other estimate of the clean latents, (B, ...).
+        masks: one for each, (height, width) or None; the mean is then weighted by it.
+        huber: δ of the pseudo-Huber loss 2δ(√(e² + δ²) - δ), which is e² for small errors e; 0 for e².
+    """
     difference = denoiser.denoised(noisy, levels, conditions) - target
-    return (difference.flatten(1) / denoiser.output_scale(levels)[:, None]).square().mean(1)
+    scale = denoiser.output_scale(levels).view(-1, *[1] * (difference.ndim - 1))
+    squares = (difference / scale).square()
+    if huber:
+        squares = 2 * huber * ((squares + huber**2).sqrt() - huber)
+    if not any(mask is not None for mask in masks):
+        return squares.flatten(1).mean(1)
+    weights = _weights(masks, squares)
+    return (squares * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
+
+
+def signal_to_noise(denoiser: Denoiser, levels: Tensor) -> Tensor:
+    """(signal / noise)² at each level: (B,), told by noising a latent of 1 with noise 0 and one of 0 with noise 1."""
+    one, zero = torch.ones(len(levels), 1, 1, 1), torch.zeros(len(levels), 1, 1, 1)
+    signal, noise = denoiser.noised(one, zero, levels), denoiser.noised(zero, one, levels)
+    return (signal / noise).square().flatten()
+
+
+def level_weights(denoiser: Denoiser, levels: Tensor, gamma: float) -> Tensor:
+    """min-SNR-γ weights of errors in prediction space: (B,) (Hang et al. 2023, Eq. 8).
+
+    min(SNR, γ) on an error in the clean latent is min(SNR, γ) · b² on an error in the output: min(SNR, γ) / SNR for
+    eps, min(SNR, γ) / (SNR + 1) for v.
+    """
+    if not gamma:
+        return torch.ones_like(levels)
+    return signal_to_noise(denoiser, levels).clamp_max(gamma) * denoiser.output_scale(levels).square()
+
+
+def quantiles(uniform: Tensor, settings: Settings) -> Tensor:
+    """Quantiles of the model's schedule with the distribution that the settings name, from uniform draws in [0, 1).
+
+    `logit-normal` is that of SD3 (Esser et al. 2024, Eq. 19); `shifted` moves u to s·u / (1 + (s - 1)·u) (Eq. 23).
+    """
+    if settings.levels == "logit-normal":
+        normal: Tensor = torch.special.ndtri(uniform.double().clamp_min(1e-7))
+        return (settings.levels_mean + settings.levels_std * normal).sigmoid().float().clamp_max(1 - 1e-6)
+    if settings.levels == "shifted":
+        return settings.levels_shift * uniform / (1 + (settings.levels_shift - 1) * uniform)
+    return uniform
 
 
 @torch.no_grad()
@@ -84,3 +142,10 @@ def score(
             batch = (example.latent[None], sample[None], torch.tensor([quantile]))
             total += float(errors(denoiser, *batch, [example.condition]))
     return total / (len(examples) * len(quantiles))
+
+
+def _weights(masks: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    """Masks (height, width) as weights shaped to multiply (B, ..., height, width)."""
+    full = torch.ones(like.shape[-2:], device=like.device)
+    stacked = torch.stack([full if mask is None else mask.to(like.device, torch.float32) for mask in masks])
+    return stacked.view(len(masks), *[1] * (like.ndim - 3), *like.shape[-2:]).expand_as(like)

@@ -31,17 +31,54 @@ def smoothed(values: Sequence[float], share: float = 0.05) -> list[float]:
     return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(values))]
 
 
-def loss_chart(losses: Sequence[float], preservation: Sequence[float] = ()) -> Image.Image:
-    """Loss over steps: each step faint, the running mean strong; the preservation loss beside it if there is one."""
-    series = {"style": losses} | ({"distance to the base": preservation} if preservation else {})
+def loss_chart(
+    losses: Sequence[float],
+    preservation: Sequence[float] = (),
+    held_out: Mapping[int, float] | None = None,
+    best: int = 0,
+) -> Image.Image:
+    """Loss over steps: each step faint, the running mean strong.
+
+    Args:
+        losses: of every step.
+        preservation: distance to the base at every step, NaN where it was not taken.
+        held_out: step -> loss on the held-out pictures; a line with dots.
+        best: step whose held-out loss was best, marked; 0 for none.
+    """
+    series = {"pictures": list(losses), "distance to the base": _carried(preservation)}
+    series = {name: values for name, values in series.items() if any(values)}
     strong = {name: smoothed(values) for name, values in series.items()}
-    top = max((max(values) for values in strong.values()), default=1.0) * 1.6 or 1.0
+    highest = [max(values) for values in strong.values()] + list((held_out or {}).values())
+    top = max(highest, default=1.0) * 1.6 or 1.0
     picture, draw = _canvas("Loss", "step", (1, max(len(losses), 2)), (0.0, top))
     for colour, (name, values) in zip(COLOURS, series.items(), strict=False):
         draw.line(_points(values, top), fill=_pale(colour), width=1)
         draw.line(_points(strong[name], top), fill=colour, width=3)
-    _legend(draw, [(name, colour) for colour, name in zip(COLOURS, series, strict=False)])
+    legend = [(name, colour) for colour, name in zip(COLOURS, series, strict=False)]
+    if held_out:
+        legend.append(("held out" + (f", best at step {best}" if best else ""), COLOURS[2]))
+        _dotted(draw, held_out, best, len(losses), top)
+    _legend(draw, legend)
     return picture
+
+
+def _dotted(draw: ImageDraw.ImageDraw, values: Mapping[int, float], best: int, steps: int, top: float) -> None:
+    """Held-out losses at their steps, the best one ringed."""
+    axis = _points([0.0] * max(steps, 2), top)
+    points = {s: (axis[min(max(s - 1, 0), len(axis) - 1)][0], _points([v, v], top)[0][1]) for s, v in values.items()}
+    if len(points) > 1:
+        draw.line(list(points.values()), fill=COLOURS[2], width=2)
+    for step, (x, y) in points.items():
+        size = 6 if step == best else 3
+        draw.ellipse((x - size, y - size, x + size, y + size), fill=None if step == best else COLOURS[2], outline=INK)
+
+
+def _carried(values: Sequence[float]) -> list[float]:
+    """Values with each gap filled by what came before it."""
+    filled: list[float] = []
+    for value in values:
+        filled.append((filled[-1] if filled else 0.0) if math.isnan(value) else value)
+    return filled
 
 
 def spectrum_chart(layers: Mapping[str, Factors]) -> Image.Image:

@@ -1,101 +1,72 @@
-"""train(...): a generator of steps. The caller shows progress, stops and saves; nothing here prints or knows a UI."""
+"""Training: adapter layers learn step by step. The caller shows progress, stops and saves; no UI is known here."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import optimizers
 from .attach import Switch
-from .dataset import Batches, generator
+from .dataset import generator
+from .draws import Draws, Item, sitting_out
 from .errors import TrainingError
 from .factors import Factors, canonical
-from .layers import CORES, INITIALISATIONS, METHODS, AdapterLayer, create
-from .objective import Denoiser, Example, distances, errors
+from .layers import AdapterLayer, create, resume
+from .objective import Denoiser, Variants, distances, level_weights
+from .settings import Settings
 from .stiefel import Stiefel
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides a run, together with its data.
-
-    Attributes:
-        method: `trilora`, or `lora` for the baseline.
-        core: `diagonal` (Eq. 5) or `full` (Figure 1).
-        initialisation: `balanced`, `paper` or `orthogonal`; see `factors.initial`.
-        rank: number of singular values a layer.
-        alpha: the gain on the product is alpha / rank; keep alpha when the rank grows.
-        steps: optimizer steps.
-        batch: pictures a step.
-        learning_rate: of AdamW, constant; 1e-4 suits SD-class models.
-        shrink: total decoupled weight decay over the run, as a share; 0.1 takes 10 % from what is not renewed.
-        clip: largest norm of the whole gradient; 0 for none.
-        preserve: λ of the distance to the frozen base on captions without the trigger; 0 switches it off.
-        seed: of adapter, order, noise and noise levels.
-        targets: preset or glob patterns of layers; see `targets.select`.
-    """
-
-    method: str = "trilora"
-    core: str = "diagonal"
-    initialisation: str = "balanced"
-    rank: int = 16
-    alpha: float = 8.0
-    steps: int = 1000
-    batch: int = 1
-    learning_rate: float = 1e-4
-    shrink: float = 0.0
-    clip: float = 1.0
-    preserve: float = 0.0
-    seed: int = 0
-    targets: str = "attention"
-
-    def __post_init__(self) -> None:
-        for field, options in (("method", METHODS), ("core", CORES), ("initialisation", INITIALISATIONS)):
-            _require(getattr(self, field) in options, field, getattr(self, field), f"one of {', '.join(options)}")
-        for field in ("rank", "steps", "batch"):
-            _require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
-        for field in ("learning_rate", "alpha"):
-            value = getattr(self, field)
-            _require(math.isfinite(value) and value > 0, field, value, "a number above 0")
-        for field in ("clip", "preserve"):
-            value = getattr(self, field)
-            _require(math.isfinite(value) and value >= 0, field, value, "0 or more")
-        if self.method == "lora":
-            _require(self.core == "diagonal", "core", self.core, "diagonal for the method lora")
-            _require(self.initialisation != "orthogonal", "initialisation", "orthogonal", "balanced or paper for lora")
-        _require(0 <= self.shrink < 1, "shrink", self.shrink, "from 0 up to, not including, 1")
+Teacher = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is known after a step: its number (from 1), the total, the style loss and the preservation loss."""
+    """What is known after a step: its number (from 1), the total, and its losses, None where there is none.
+
+    Attributes:
+        number: from 1.
+        total: steps of the whole run.
+        loss: on the pictures, or against the teacher.
+        preservation: distance to the frozen base on plain captions, at the pictures where it was taken.
+        prior: on the regularisation pictures.
+    """
 
     number: int
     total: int
     loss: float
     preservation: float | None = None
+    prior: float | None = None
 
 
-def create_layers(modules: Mapping[str, nn.Linear], settings: Settings) -> dict[str, nn.Module]:
+def create_layers(
+    modules: Mapping[str, nn.Linear], settings: Settings, start: Mapping[str, Factors] | None = None
+) -> dict[str, nn.Module]:
     """An adapter layer for each chosen module, seeded by its path, so that one more target changes no other.
+
+    Args:
+        modules: layer path -> module.
+        settings: method, rank, alpha, seed.
+        start: layer path -> canonical factors to go on from; a layer without any begins afresh.
 
     Raises:
         RankError: a layer cannot hold the rank; names the layer.
     """
-    return {
-        path: create(
-            settings.method,
-            module.weight.detach(),
-            settings.rank,
-            settings.alpha / settings.rank,
-            generator(settings.seed, "adapter", path),
-            settings.core,
-            settings.initialisation,
-            layer=path,
-        )
-        for path, module in modules.items()
-    }
+    start = start or {}
+    layers: dict[str, nn.Module] = {}
+    for path, module in modules.items():
+        if path in start:
+            layers[path] = _resumed(start[path], settings).to(module.weight.device)
+        else:
+            draw = generator(settings.seed, "adapter", path)
+            gain = settings.alpha / settings.rank
+            form = (settings.core, settings.initialisation, path)
+            layers[path] = create(settings.method, module.weight.detach(), settings.rank, gain, draw, *form)
+    return layers
 
 
 def learned(layers: Mapping[str, AdapterLayer]) -> dict[str, Factors]:
@@ -104,14 +75,21 @@ def learned(layers: Mapping[str, AdapterLayer]) -> dict[str, Factors]:
         return {path: canonical(Factors(*layer.factors()).to("cpu")) for path, layer in layers.items()}
 
 
-def train(
-    denoiser: Denoiser,
-    layers: Mapping[str, nn.Module],
-    switch: Switch,
-    examples: Sequence[Example],
-    settings: Settings,
-) -> Iterator[Step]:
-    """Train attached adapter layers, one step each time the caller asks for the next.
+def parameters_of(layers: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that learns."""
+    return {
+        f"{path}.{name}": parameter
+        for path, layer in layers.items()
+        for name, parameter in layer.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+class Training:
+    """A run of optimizer steps over attached adapter layers; iterating makes the steps that are left.
+
+    Everything random is a function of the seed and the number of the step, so that the state after a step is the
+    factors, the optimizer and the average, and nothing else.
 
     Args:
         denoiser: the model, with the layers attached.
@@ -119,76 +97,221 @@ def train(
         switch: of `attach.attached`; turned off for the base's own prediction.
         examples: encoded pictures; those of one latent shape are batched together.
         settings: everything else.
-
-    Yields:
-        A `Step` after each optimizer step.
+        prior: regularisation pictures (DreamBooth), as many of them in a step as others.
+        teacher: a context in which the denoiser shows how it should be; None where the pictures do.
 
     Raises:
-        TrainingError: no examples, or a loss that is not finite; the layers then hold the last good step.
+        TrainingError: no example, no layer, or plain captions missing where the base is to be preserved.
     """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        layers: Mapping[str, nn.Module],
+        switch: Switch,
+        examples: Sequence[Variants],
+        settings: Settings,
+        prior: Sequence[Variants] = (),
+        teacher: Teacher | None = None,
+    ) -> None:
+        _check(layers, examples, settings)
+        self.denoiser, self.layers, self.switch, self.settings, self.teacher = (
+            denoiser, layers, switch, settings, teacher
+        )  # fmt: skip
+        self.parameters = parameters_of(layers)
+        self.optimizer, self.schedule = optimizers.create(layers, settings)
+        self.manifold = Stiefel(layers.values())  # type: ignore[arg-type]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if settings.average else {}
+        self.data, self.prior = Draws(examples, settings), Draws(prior, settings, "prior") if prior else None
+        self.number = 0  # steps made
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layers are."""
+        return next(iter(self.parameters.values())).device
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.number < self.settings.steps:
+            yield self.step()
+
+    def step(self) -> Step:
+        """One optimizer step.
+
+        Raises:
+            TrainingError: a loss or gradient that is not finite; the layers then hold the last good step.
+        """
+        number = self.number + 1
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [self._backward(number, chunk) for chunk in range(self.settings.accumulate)]
+        self._update(number)
+        self.number = number
+        loss, preservation, prior = (_sum(values) for values in zip(*parts, strict=True))
+        assert loss is not None
+        return Step(number, self.settings.steps, loss, preservation, prior)
+
+    def trial(self) -> float:
+        """Seconds that one step will take, told by its passes through the network; nothing is learned."""
+        begin = time.monotonic()
+        for chunk in range(self.settings.accumulate):
+            self._backward(self.number + 1, chunk)
+        self.optimizer.zero_grad(set_to_none=True)
+        return time.monotonic() - begin
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the layers hold what is to be kept: the moving average, where there is one."""
+        free: Any = self.optimizer if hasattr(self.optimizer, "eval") else None  # schedule-free keeps its own average
+        before = {name: self.parameters[name].detach().clone() for name in self.average}
+        if free:
+            free.eval()
+        self.put(self.average)
+        try:
+            yield
+        finally:
+            self.put(before)
+            if free:
+                free.train()
+
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Set parameters by name."""
+        with torch.no_grad():
+            for name, value in values.items():
+                self.parameters[name].copy_(value)
+
+    def _backward(self, number: int, chunk: int) -> tuple[float, float | None, float | None]:
+        """Gradients of one pass: loss on the pictures + λ · distance to the base + weight · loss on the prior."""
+        settings = self.settings
+        items = self.data.at(number, chunk)
+        share = len(items) / settings.pictures
+        with sitting_out(self.layers, settings, number, chunk):
+            style = self._style(items).mean()
+            total, preservation, prior = style * share, None, None
+            if settings.preserve and (some := [item for item in items if item.preserved]):
+                preservation = self._forgotten(some).sum() / settings.pictures * settings.preserve_every
+                total = total + settings.preserve * preservation
+            if self.prior:
+                prior = self._style(self.prior.at(number, chunk)).mean() * share
+                total = total + settings.prior * prior
+            if not torch.isfinite(total):
+                raise self._broken(number, self._where(items))
+            self.scaler.scale(total).backward(inputs=list(self.parameters.values()))  # type: ignore[no-untyped-call]
+        return float(style.detach()) * share, _float(preservation), _float(prior)
+
+    def _style(self, items: Sequence[Item]) -> Tensor:
+        """Error on each picture, or distance to the teacher: (B,)."""
+        levels, noisy, latents = self._noised(items)
+        conditions = [item.example.condition for item in items]
+        target = latents
+        if self.teacher:
+            with torch.no_grad(), self.teacher():
+                target = self.denoiser.denoised(noisy, levels, conditions)
+        masks = [item.example.mask for item in items]
+        huber = self.settings.huber_delta if self.settings.loss == "huber" else 0.0
+        error = distances(self.denoiser, noisy, levels, conditions, target, masks, huber)
+        return error * level_weights(self.denoiser, levels, self.settings.min_snr).to(error)
+
+    def _forgotten(self, items: Sequence[Item]) -> Tensor:
+        """Distance to the base at the same noisy pictures with plain captions: (B,) (method: preserve)."""
+        levels, noisy, _ = self._noised(items)
+        plain = [item.example.plain for item in items]
+        with torch.no_grad(), self.switch.off():
+            target = self.denoiser.denoised(noisy, levels, plain)
+        return distances(self.denoiser, noisy, levels, plain, target)
+
+    def _noised(self, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+        latents = torch.stack([item.example.latent for item in items])
+        noise = torch.stack([item.noise for item in items]).to(latents)
+        levels = self.denoiser.levels(torch.tensor([item.quantile for item in items]))
+        return levels, self.denoiser.noised(latents, noise, levels), latents
+
+    def _update(self, number: int) -> None:
+        """Clip, step on the manifold, move the rates and the average."""
+        parameters: list[Tensor] = list(self.parameters.values())
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf)
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips the step and scales less
+            bad = (name for name, p in self.parameters.items() if p.grad is not None and not p.grad.isfinite().all())
+            raise self._broken(number, next(bad, "").rpartition(".")[0])
+        self.manifold.prepare()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.manifold.retract()
+        self.schedule.step()
+        if self.average:
+            decay = min(self.settings.average, (1 + number) / (10 + number))  # a short run is not held at its start
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
+
+    def _where(self, items: Sequence[Item]) -> str:
+        """The first layer, in the order of the network, that what is no number came to or came from."""
+        found: list[str] = []
+
+        def watch(path: str) -> Callable[..., None]:
+            def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                if not (inputs[0].isfinite().all() and output.isfinite().all()):
+                    found.append(path)
+
+            return hook
+
+        handles = [layer.register_forward_hook(watch(path)) for path, layer in self.layers.items()]
+        try:
+            with torch.no_grad():
+                self._style(items)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found[0] if found else ""
+
+    def _broken(self, number: int, layer: str) -> TrainingError:
+        where = f", first at the layer {layer}" if layer else ""
+        return TrainingError(
+            f"The loss is no longer a number at step {number}{where} (learning rate {self.settings.learning_rate:g}). "
+            "What was learned up to the step before is kept. Lower the learning rate, to a third of it, say."
+        )
+
+
+def train(
+    denoiser: Denoiser,
+    layers: Mapping[str, nn.Module],
+    switch: Switch,
+    examples: Sequence[Variants],
+    settings: Settings,
+) -> Iterator[Step]:
+    """The steps of a `Training`, one each time the caller asks for the next."""
+    yield from Training(denoiser, layers, switch, examples, settings)
+
+
+def _resumed(start: Factors, settings: Settings) -> nn.Module:
+    layer = resume(settings.method, start, settings.alpha / settings.rank, settings.initialisation == "orthogonal")
+    if settings.learn == "sigma":
+        layer.requires_grad_(False)
+        layer.sigma.requires_grad_(True)
+    return layer
+
+
+def _check(layers: Mapping[str, nn.Module], examples: Sequence[Variants], settings: Settings) -> None:
     if not examples:
         raise TrainingError("There is no picture to train on. Connect a dataset that holds at least one.")
     if not layers:
         raise TrainingError("There is no layer to train. Change the targets.")
-    if settings.preserve and any(example.plain is None for example in examples):
+    every = [example for variants in examples for example in variants]
+    if settings.preserve and any(example.plain is None for example in every):
         raise TrainingError(
             f"The base was to be preserved (preserve {settings.preserve:g}), but there are pictures whose caption "
             "without the trigger word was not encoded. Encode it, or set preserve to 0."
         )
-    parameters = [p for layer in layers.values() for p in layer.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=_decay(settings), foreach=parameters[0].is_cuda or None
-    )
-    manifold = Stiefel(layers.values())  # type: ignore[arg-type]
-    order = Batches(tuple(tuple(e.latent.shape) for e in examples), settings.batch, settings.seed)
-    for number in range(1, settings.steps + 1):
-        picked = [examples[i] for i in order.at(number - 1)]
-        style, preservation = _losses(denoiser, switch, picked, settings, number)
-        total = style if preservation is None else style + settings.preserve * preservation
-        _finite(total, number, settings)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward(inputs=parameters)  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
-        _finite(norm, number, settings)
-        manifold.prepare()
-        optimizer.step()
-        manifold.retract()
-        kept = None if preservation is None else float(preservation.detach())
-        yield Step(number, settings.steps, float(style.detach()), kept)
-
-
-def _losses(
-    denoiser: Denoiser, switch: Switch, picked: Sequence[Example], settings: Settings, number: int
-) -> tuple[Tensor, Tensor | None]:
-    """Style loss, and the distance to the base on the same noisy pictures with plain captions (method: preserve)."""
-    latents = torch.stack([example.latent for example in picked])
-    draw = generator(settings.seed, "noise", number)
-    noise = torch.randn(latents.shape, generator=draw).to(latents)
-    quantiles = torch.rand(len(picked), generator=draw)
-    style = errors(denoiser, latents, noise, quantiles, [example.condition for example in picked]).mean()
-    if not settings.preserve:
-        return style, None
-    plain = [example.plain for example in picked]
-    levels = denoiser.levels(quantiles)
-    noisy = denoiser.noised(latents, noise, levels)
-    with torch.no_grad(), switch.off():
-        target = denoiser.denoised(noisy, levels, plain)
-    return style, distances(denoiser, noisy, levels, plain, target).mean()
-
-
-def _decay(settings: Settings) -> float:
-    """AdamW's weight decay that shrinks a parameter by `shrink` over the whole run: (1 - lr·wd)^steps = 1 - shrink."""
-    return -math.expm1(math.log1p(-settings.shrink) / settings.steps) / settings.learning_rate
-
-
-def _finite(value: Tensor, number: int, settings: Settings) -> None:
-    if not torch.isfinite(value):
+    if settings.caption_dropout and any(example.blank is None for example in every):
         raise TrainingError(
-            f"The loss is no longer a number at step {number} (learning rate {settings.learning_rate:g}). What was "
-            "learned up to the step before is kept. Lower the learning rate, to a third of it, say."
+            f"Captions were to be dropped (caption_dropout {settings.caption_dropout:g}), but the empty caption was "
+            "not encoded. Encode it, or set caption_dropout to 0."
         )
 
 
-def _require(good: bool, field: str, value: object, want: str) -> None:
-    if not good:
-        raise TrainingError(f"The setting {field} is {value!r}, but has to be {want}.")
+def _float(value: Tensor | None) -> float | None:
+    return None if value is None else float(value.detach())
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) if there else None

@@ -24,6 +24,8 @@ class Training(NamedTuple):
     trilora: Any
     loss_map: dict[str, list[torch.Tensor]]
     report: torch.Tensor
+    previews: torch.Tensor
+    summary: str
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +42,22 @@ def dataset(run_node: Callable[..., tuple[Any, ...]]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def train(run_node: Callable[..., tuple[Any, ...]], demo: Demo, dataset: Any) -> Callable[..., Training]:
-    """Run Train TriLoRA for a few steps on the demo model; any input can be set."""
+def watching(run_node: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+    """TriLoRA Training Watch with everything off; any input can be set."""
+
+    def watch(**changed: Any) -> Any:
+        off = {"held_out_share": 0.0, "previews": {"previews": "off"}, "resume": False, "checkpoint_every": 0}
+        rest = {"score_every": 5, "patience": 0, "keep_best": True, "checkpoints": 2}
+        return run_node("TriLoRATrainWatch", **{**off, **rest, **changed})[0]
+
+    return watch
+
+
+@pytest.fixture(scope="session")
+def train(
+    run_node: Callable[..., tuple[Any, ...]], demo: Demo, dataset: Any, watching: Callable[..., Any]
+) -> Callable[..., Training]:
+    """Run Train TriLoRA for a few steps on the demo model, unwatched; any input can be set."""
 
     def run(**changed: Any) -> Training:
         inputs = {
@@ -57,6 +73,7 @@ def train(run_node: Callable[..., tuple[Any, ...]], demo: Demo, dataset: Any) ->
             "preserve": 0.0,
             "shrink": 0.0,
             "clip_norm": 1.0,
+            "watch": watching(),
         }
         return Training(*run_node("TriLoRATrain", **{**demo._asdict(), **inputs, **changed}))
 

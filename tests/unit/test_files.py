@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from strategies import KERNELS, dense, factor_sets, far, make, off_identity, randn, size
 from torch import Tensor
 
-from trilora import files
+from trilora import disk, files
 from trilora.errors import FileError
 from trilora.factors import Factors, canonical
 from trilora.files import PAIRS, Adapter, inside, load, save
@@ -345,7 +345,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, call, full)
+    monkeypatch.setattr(disk.os, call, full)
     with pytest.raises(FileError, match=r"a\.safetensors could not be written: No space left.*Free \d+ MB"):
         save(example(), path)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
@@ -358,7 +358,7 @@ def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, m
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.os, "fsync", interrupt)
+    monkeypatch.setattr(disk.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(example(), path)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"what was there"]
@@ -367,8 +367,8 @@ def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, m
 def test_the_bytes_are_flushed_before_they_take_the_name(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(files.os, "fsync", lambda *a: (calls.append("fsync"), fsync(*a)))
-    monkeypatch.setattr(files.os, "replace", lambda *a: (calls.append("replace"), replace(*a)))
+    monkeypatch.setattr(disk.os, "fsync", lambda *a: (calls.append("fsync"), fsync(*a)))
+    monkeypatch.setattr(disk.os, "replace", lambda *a: (calls.append("replace"), replace(*a)))
     save(example(), tmp_path / "a.safetensors")
     assert calls == ["fsync", "replace"]
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]

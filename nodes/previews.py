@@ -1,0 +1,85 @@
+"""Preview pictures by the MODEL in training, at fixed seed, and the film strip that they make."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..trilora.disk import write
+from ..trilora.plot import contact_sheet
+from . import sampling
+
+NAME, STRIP = "preview-{:07}.png", "previews.png"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """When and how a preview is sampled; the defaults are the paper's.
+
+    Attributes:
+        every: steps between previews; 0 for none.
+        prompt: what is sampled; the trigger word and the first caption where it is empty.
+    """
+
+    every: int = 250
+    prompt: str = ""
+    seed: int = 30
+    steps: int = 20
+    cfg: float = 7.5
+
+
+class Film:
+    """Pictures taken at step 0 and every so many steps, each a file of the run's folder, and one strip of all."""
+
+    def __init__(self, preview: Preview, clip, vae, prompt: str, size: tuple[int, int], folder: Path) -> None:
+        self.preview, self.vae, self.size, self.folder = preview, vae, size, folder
+        if preview.every:
+            self.positive = sampling.encode(clip, preview.prompt or prompt)
+            self.negative = sampling.encode(clip, "")
+
+    def begin(self, number: int) -> None:
+        """Forget pictures of steps that a run has not made yet, as one that begins afresh has not."""
+        for step, path in self._files():
+            if step > number or not number:
+                path.unlink()
+
+    def due(self, number: int, last: int) -> bool:
+        """Whether a picture is to be taken after this step."""
+        return bool(self.preview.every) and (number % self.preview.every == 0 or number == last)
+
+    def take(self, model, number: int, tick: Callable[[int], None]) -> Image.Image:
+        """Sample a picture with what is attached to the MODEL."""
+        p = self.preview
+        pixels = sampling.sample(
+            model, self.positive, self.negative, self.vae, p.seed, p.steps, p.cfg, *self.size, on_step=tick
+        )[0]
+        picture = Image.fromarray((pixels * 255).round().to(torch.uint8).cpu().numpy())
+        write(self.folder / NAME.format(number), _png(picture))
+        frames = self.frames()
+        write(self.folder / STRIP, _png(contact_sheet(list(frames.values()), [f"step {n}" for n in frames], 8)))
+        return picture
+
+    def frames(self) -> dict[int, Tensor]:
+        """Step -> picture (height, width, 3) in 0..1."""
+        return {
+            step: torch.from_numpy(numpy.asarray(Image.open(path).convert("RGB"), dtype=numpy.float32) / 255)
+            for step, path in self._files()
+        }
+
+    def tensor(self) -> Tensor:
+        """The pictures as an IMAGE batch (n, height, width, 3); a white pixel where there are none."""
+        return torch.stack(list(self.frames().values()) or [torch.ones(1, 1, 3)])
+
+    def _files(self) -> list[tuple[int, Path]]:
+        return [(int(path.stem[-7:]), path) for path in sorted(self.folder.glob("preview-*.png"))]
+
+
+def _png(picture: Image.Image) -> bytes:
+    memory = io.BytesIO()
+    picture.save(memory, "PNG")
+    return memory.getvalue()

@@ -1,0 +1,59 @@
+"""Where a training begins that goes on with an adapter: its layers as layers of the network."""
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..trilora.errors import TargetError
+from ..trilora.factors import Factors, canonical
+from ..trilora.files import Adapter
+from .patching import ROOT, key_map
+
+
+def start_factors(model: ModelPatcher, adapter: Adapter) -> tuple[dict[str, Factors], dict[str, Factors]]:
+    """Factors by layer path below the diffusion model, and those, by their own names, that can only be carried along.
+
+    Adapters on slices of one weight (q, k and v of a fused qkv) become one adapter on the whole. Convolutions and the
+    text encoder's layers are carried.
+
+    Raises:
+        TargetError: no layer of the adapter is a linear layer of this MODEL.
+    """
+    known, weights = key_map(model), model.model.state_dict()
+    parts: dict[str, list[tuple[int, Factors]]] = {}
+    carried = {}
+    for name, factors in adapter.layers.items():
+        key, first = _place(known.get(name))
+        if key is None or weights[key].ndim != 2:
+            carried[name] = factors
+        else:
+            parts.setdefault(key, []).append((first, factors))
+    if not parts:
+        raise TargetError(
+            f"None of the {len(adapter.layers)} layers of the adapter to start from is a linear layer of this MODEL "
+            f"({type(model.model).__name__}). Connect the base model that the adapter was trained on."
+        )
+    return {_path(key): _whole(weights[key].shape, slices) for key, slices in parts.items()}, carried
+
+
+def _place(target) -> tuple[str | None, int]:
+    """The weight's key and the first row that an entry of ComfyUI's key map means."""
+    if target is None or isinstance(target, str):
+        return target, 0
+    key, (dimension, first, _length) = target[0], target[1]
+    return (key, first) if dimension == 0 else (None, 0)
+
+
+def _path(key: str) -> str:
+    return key.removeprefix(ROOT).removesuffix(".weight")
+
+
+def _whole(shape: torch.Size, slices: list[tuple[int, Factors]]) -> Factors:
+    """Factors on rows of a weight as canonical factors on all of it."""
+    columns = []
+    for first, factors in slices:
+        u = torch.zeros(shape[0], factors.u.shape[1])
+        u[first : first + len(factors.u)] = factors.u
+        columns.append(u)
+    each = [factors for _, factors in slices]
+    together = Factors(torch.cat(columns, 1), torch.cat([f.sigma for f in each]), torch.cat([f.vh for f in each]))
+    return canonical(together)
