@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderTiny, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import compute_snr
 from peft import LoraConfig
 from torch import Tensor
 from torch.nn.functional import mse_loss
@@ -32,7 +34,10 @@ class Recipe(NamedTuple):
     learning_rate: float
     weight_decay: float
     clip: float
-    preserve: float = 0.0
+    preserve: float = 0.0  # λ of the distance to the frozen base
+    preserve_every: int = 1  # taken at every how many-th picture of a batch
+    min_snr: float = 0.0
+    schedule: str = "constant"
 
 
 class Outcome(NamedTuple):
@@ -94,6 +99,13 @@ class Process:
             return noise - latents
         return noise if self.prediction == "epsilon" else self.ddpm.get_velocity(latents, noise, times)
 
+    def weights(self, times: Tensor, gamma: float) -> Tensor:
+        """min-SNR-γ, as diffusers' training scripts weigh the error of a prediction; 1 without a γ."""
+        if not gamma:
+            return torch.ones(len(times))
+        snr = compute_snr(self.ddpm, times)
+        return snr.clamp(max=gamma) / (snr + 1 if self.prediction == "v_prediction" else snr)
+
 
 def adapted_unet(base: Path, recipe: Recipe, start: Mapping[str, Tensor]) -> tuple[Any, dict[str, Any]]:
     """The UNet with peft's LoRA on its attention, `down` as given and `up` zero; and its LoRA layers by path."""
@@ -119,24 +131,28 @@ def train(
     process = Process(base, recipe.prediction)
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = get_scheduler(recipe.schedule, optimizer, num_warmup_steps=0, num_training_steps=len(draws))
     losses, norms = [], []
     for picked, noise, quantiles in draws:
         latents, prompts, plain = (part[picked] for part in pictures)
         times = process.times(quantiles)
         noisy = process.noisy(latents, noise, times)
         said = unet(noisy, times, encoder_hidden_states=prompts).sample
-        loss = total = mse_loss(said, process.target(latents, noise, times))
+        errors = mse_loss(said, process.target(latents, noise, times), reduction="none").mean((1, 2, 3))
+        loss = total = (process.weights(times, recipe.min_snr) * errors).mean()
         if recipe.preserve:
+            asked = {"sample": noisy, "timestep": times, "encoder_hidden_states": plain}
+            some = {name: value[:: recipe.preserve_every] for name, value in asked.items()}
             with torch.no_grad():
                 unet.disable_adapters()
-                frozen = unet(noisy, times, encoder_hidden_states=plain).sample
+                frozen = unet(**some).sample
                 unet.enable_adapters()
-            kept = unet(noisy, times, encoder_hidden_states=plain).sample
-            total = loss + recipe.preserve * mse_loss(kept, frozen)
+            total = loss + recipe.preserve * mse_loss(unet(**some).sample, frozen)
         optimizer.zero_grad()
         total.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)))
         optimizer.step()
+        schedule.step()
         losses.append(loss.item())
     factors = {
         path: (layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach())

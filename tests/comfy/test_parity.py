@@ -56,6 +56,15 @@ def pictures(small: Any) -> reference.Pictures:
     return reference.encode(BASE, pixels, prompts, [picture.caption for picture in small.pictures])
 
 
+@pytest.fixture(scope="module")
+def options(pack: dict[str, Any], run_node: Callable[..., Any]) -> Callable[..., Any]:
+    """TriLoRA Training Options at its defaults; any input can be set."""
+    inputs = pack["TriLoRATrainOptions"].define_schema().inputs
+    defaults = {each.id: each.default for each in inputs if hasattr(each, "default")}
+    defaults |= {"noise_levels": {"noise_levels": "uniform"}, "loss": {"loss": "mse"}}
+    return lambda **changed: run_node("TriLoRATrainOptions", **defaults | changed)[0]
+
+
 @pytest.fixture
 def learned() -> Iterator[list[torch.Tensor]]:
     """The parameters of the optimizer that stepped last."""
@@ -87,9 +96,10 @@ def draws(latents: torch.Tensor) -> list[reference.Draw]:
     order = Batches(tuple(tuple(latent.shape) for latent in latents), BATCH, SEED)
     made = []
     for step in range(STEPS):
-        draw = generator(SEED, "noise", step + 1)
-        noise = torch.randn(BATCH, *latents.shape[1:], generator=draw)
-        made.append(reference.Draw(order.at(step), noise, torch.rand(BATCH, generator=draw)))
+        streams = [generator(SEED, "noise", step + 1, place) for place in range(BATCH)]
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=stream) for stream in streams])
+        quantiles = torch.cat([torch.rand(1, generator=stream) for stream in streams])
+        made.append(reference.Draw(order.at(step), noise, quantiles))
     return made
 
 
@@ -98,20 +108,30 @@ def off(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-@pytest.mark.parametrize(
-    ("prediction", "preserve"), [("epsilon", 0.0), ("epsilon", 0.3), ("v_prediction", 0.0), ("flow", 0.0)]
-)
+CASES = {  # what is unlike RECIPE, and how many passes of ours make one of the reference's batches
+    "eps": ({}, 1),
+    "eps, the base preserved": ({"preserve": 0.3, "preserve_every": 2}, 1),
+    "v, min-SNR, cosine": ({"prediction": "v_prediction", "min_snr": 5.0, "schedule": "cosine", "weight_decay": 0}, 1),
+    "flow, accumulated": ({"prediction": "flow"}, 2),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_every_loss_and_every_factor_is_that_of_diffusers_and_peft(
     train: Callable[..., Any], models: dict[str, Any], demo: Any, small: Any, pictures: reference.Pictures,
-    learned: list[torch.Tensor], prediction: str, preserve: float,
+    learned: list[torch.Tensor], options: Callable[..., Any], case: str,
 ) -> None:  # fmt: skip
+    changed, passes = CASES[case]
+    recipe = RECIPE._replace(**changed)
     ours = train(
-        model=models[prediction], dataset=small, method={"method": "lora", "initialisation": "balanced"}, seed=SEED,
-        steps=STEPS, batch=BATCH, rank=RECIPE.rank, alpha=RECIPE.alpha, learning_rate=RATE, shrink=SHRINK,
-        clip_norm=RECIPE.clip, preserve=preserve,
+        model=models[recipe.prediction], dataset=small, method={"method": "lora", "initialisation": "balanced"},
+        seed=SEED, steps=STEPS, batch=BATCH // passes, rank=recipe.rank, alpha=recipe.alpha, learning_rate=RATE,
+        shrink=SHRINK if recipe.weight_decay else 0.0, clip_norm=recipe.clip, preserve=recipe.preserve,
+        options=options(
+            accumulate=passes, min_snr=recipe.min_snr, schedule=recipe.schedule, preserve_every=recipe.preserve_every
+        ),
     )  # fmt: skip
     raw = [parameter.detach().clone() for parameter in learned]
-    recipe = RECIPE._replace(prediction=prediction, preserve=preserve)
     theirs = reference.train(BASE, recipe, start(demo), draws(pictures.latents), pictures)
 
     expected = torch.tensor(theirs.losses)
@@ -122,8 +142,8 @@ def test_every_loss_and_every_factor_is_that_of_diffusers_and_peft(
         assert off(down, theirs.factors[path][1]) < NEAR, path
     for path, (up, down) in theirs.factors.items():
         u, sigma, vh = ours.trilora.layers["lora_unet_" + path.replace(".", "_")]
-        assert off(u * sigma @ vh, RECIPE.alpha / RECIPE.rank * up @ down) < NEAR, path
-    assert min(theirs.norms) < RECIPE.clip < max(theirs.norms)  # clipping acted, and not always
+        assert off(u * sigma @ vh, recipe.alpha / recipe.rank * up @ down) < NEAR, path
+    assert min(theirs.norms) < recipe.clip < max(theirs.norms)  # clipping acted, and not always
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
