@@ -2,11 +2,10 @@
 
 from functools import partial
 
-import torch
 from comfy_api.latest import io
-from torch import Tensor
 
-from .patching import shape_sigma
+from ..trilora import gains
+from .shaping import shape_sigma
 from .sockets import CATEGORY
 
 
@@ -49,12 +48,5 @@ class TriLoRAStrength(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, strength, keep) -> io.NodeOutput:
-        gains = partial(_first, count=keep["k"]) if keep["keep"] == "top k" else None
-        return io.NodeOutput(shape_sigma(model, gains, strength))
-
-
-def _first(sigma: Tensor, count: int) -> Tensor:
-    """A gain of 1 for the first `count` singular values, 0 for the rest."""
-    gains = torch.ones_like(sigma)
-    gains[count:] = 0
-    return gains
+        by_value = partial(gains.first, count=keep["k"]) if keep["keep"] == "top k" else None
+        return io.NodeOutput(shape_sigma(model, by_value, strength))

@@ -222,6 +222,11 @@ def _with_mid(path: Path, name: str, tensors: Mapping[str, Tensor], down_key: st
             f"{path.name}: {name}{MID} {tuple(mid.shape)} does not fit {down_key} {tuple(down.shape)}. "
             "Export the file again."
         )
+    return fold_mid(down, mid)
+
+
+def fold_mid(down: Tensor, mid: Tensor) -> Tensor:
+    """mid ∘ down of a LoCon in Tucker form: (r, s, *kernel) and (s, in, 1, 1) -> (r, in, *kernel)."""
     return torch.einsum("rskl,si->rikl", mid.float(), down.flatten(1).float())
 
 
