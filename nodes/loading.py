@@ -6,7 +6,9 @@ from pathlib import Path
 
 import folder_paths
 import torch
+from comfy.lora_convert import convert_lora
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..trilora import files
 from ..trilora.errors import FileError
@@ -14,6 +16,7 @@ from . import patching
 from .sockets import CATEGORY, TriLoRA
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CLIP_OUTPUT = "The text encoder with the adapter on it; empty where clip is not connected."
 STRENGTH = "1 is as trained, 0 is the bare base, above 1 exaggerates; pictures usually break above 1.5."
 
 
@@ -70,11 +73,14 @@ class LoadTriLoRA(io.ComfyNode):
                 io.Model.Input("model", tooltip="The base model that the file was trained on."),
                 io.Combo.Input("file", options=_names(), tooltip="A .safetensors file of models/loras."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH),
+                *clip_inputs(),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with the adapter on it."),
                 TriLoRA.Output("trilora", tooltip="The adapter itself, for nodes that take one."),
+                io.Clip.Output("clip", tooltip=CLIP_OUTPUT),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -85,11 +91,13 @@ class LoadTriLoRA(io.ComfyNode):
         return (status.st_mtime_ns, status.st_size)
 
     @classmethod
-    def execute(cls, model, file, strength) -> io.NodeOutput:
+    def execute(cls, model, file, strength, strength_clip=1.0, clip=None) -> io.NodeOutput:
         path = lora_path(file)
-        adapter = files.load(path)
+        adapter = files.load(path, convert_lora)
         with patching.named(path.name):
-            return io.NodeOutput(patching.apply(model, adapter, strength), adapter)
+            model = patching.apply(model, adapter, strength, path.name)
+            clip = with_text(clip, adapter, strength_clip, cls.hidden.unique_id, path.name)
+        return io.NodeOutput(model, adapter, clip)
 
 
 class ApplyTriLoRA(io.ComfyNode):
@@ -104,13 +112,43 @@ class ApplyTriLoRA(io.ComfyNode):
                 io.Model.Input("model", tooltip="The base model that the adapter was trained on."),
                 TriLoRA.Input("trilora", tooltip="The adapter."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH),
+                *clip_inputs(),
             ],
-            outputs=[io.Model.Output("model", tooltip="The model with the adapter on it.")],
+            outputs=[
+                io.Model.Output("model", tooltip="The model with the adapter on it."),
+                io.Clip.Output("clip", tooltip=CLIP_OUTPUT),
+            ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, trilora, strength) -> io.NodeOutput:
-        return io.NodeOutput(patching.apply(model, trilora, strength))
+    def execute(cls, model, trilora, strength, strength_clip=1.0, clip=None) -> io.NodeOutput:
+        model = patching.apply(model, trilora, strength)
+        return io.NodeOutput(model, with_text(clip, trilora, strength_clip, cls.hidden.unique_id))
+
+
+def clip_inputs() -> list:
+    """The text encoder, which few adapters change."""
+    return [
+        io.Float.Input(
+            "strength_clip", default=1.0, min=-10.0, max=10.0, step=0.05, optional=True, advanced=True,
+            tooltip="Strength of the adapter's text encoder layers, if it has any and clip is connected.",
+        ),
+        io.Clip.Input(
+            "clip", optional=True, tooltip="The text encoder; only adapters that were trained on it as well need it."
+        ),
+    ]  # fmt: skip
+
+
+def with_text(clip, adapter, strength: float, node_id: str, file: str = ""):
+    """The CLIP with the adapter's text encoder layers; without a CLIP, they are left out and the node says so."""
+    if clip is not None:
+        return patching.apply_to_clip(clip, adapter, strength, file)
+    if skipped := len(patching.text_layers(adapter)):
+        PromptServer.instance.send_progress_text(
+            f"{skipped} text encoder layers are left out: connect clip to use them", node_id
+        )
+    return None
 
 
 def _names() -> list[str]:

@@ -1,9 +1,9 @@
 """The bridge between factors and ComfyUI's MODEL: names, patches, and the adapters that are already on it."""
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,14 +13,16 @@ import comfy.model_management
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..trilora.errors import TargetError
 from ..trilora.factors import Factors, canonical, delta, forward, scaled
 from ..trilora.files import Adapter, fold_mid
 
 ROOT = "diffusion_model."
+TEXT_ENCODERS = ("lora_te", "lora_prior_te", "text_encoder")  # how names of their layers begin
 DIFFERENCES = (".diff", ".diff_b", ".w_norm", ".b_norm", ".set_weight")
 
 
@@ -86,8 +88,15 @@ class ShapedPatch(TriLoRAPatch):
 
 
 def key_map(model: ModelPatcher) -> dict[str, Any]:
-    """Layer name in a file -> key of the MODEL's weight (or (key, slice)), as ComfyUI maps them."""
-    return comfy.lora.model_lora_keys_unet(model.model, {})
+    """Layer name in a file -> key of the MODEL's weight (or (key, slice)), as ComfyUI maps them.
+
+    Beside them PEFT's names of a diffusers UNet, which ComfyUI knows in the older `.processor.` form alone.
+    """
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    for outer, inner in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items():
+        for prefix in ("", "unet.", "base_model.model."):
+            known.setdefault(prefix + outer.removesuffix(".weight"), ROOT + inner)
+    return known
 
 
 def portable_names(model: ModelPatcher, paths: Mapping[str, Any]) -> dict[str, str]:
@@ -105,33 +114,63 @@ def portable_names(model: ModelPatcher, paths: Mapping[str, Any]) -> dict[str, s
     return {path: kohya.get(path, ROOT + path) for path in paths}
 
 
-def apply(model: ModelPatcher, adapter: Adapter, strength: float) -> ModelPatcher:
-    """A clone of the MODEL with the adapter's U Σ Vᵀ on its weights.
+def apply(model: ModelPatcher, adapter: Adapter, strength: float, file: str = "") -> ModelPatcher:
+    """A clone of the MODEL with the adapter's U Σ Vᵀ on its weights; text encoder layers are left to `apply_to_clip`.
 
     Raises:
         TargetError: a layer that the MODEL does not have, or one of another shape; nothing is patched then.
     """
-    known = key_map(model)
-    weights = model.model.state_dict()
-    patches, names = {}, LayerNames(adapter.layers)
-    for name, factors in adapter.layers.items():
+    layers = {name: factors for name, factors in adapter.layers.items() if not is_text(name)}
+    patched = model.clone()
+    patched.add_patches(_patches(model.model, "MODEL", key_map(model), layers, adapter, file), strength)
+    return patched
+
+
+def apply_to_clip(clip: CLIP, adapter: Adapter, strength: float, file: str = "") -> CLIP:
+    """A clone of the CLIP with the adapter's text encoder layers on it.
+
+    Raises:
+        TargetError: as for `apply`.
+    """
+    encoder = clip.cond_stage_model
+    known = comfy.lora.model_lora_keys_clip(encoder, {})
+    layers = {name: adapter.layers[name] for name in text_layers(adapter)}
+    patched = clip.clone()
+    patched.add_patches(_patches(encoder, "CLIP", known, layers, adapter, file), strength)
+    return patched
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's layer belongs to a text encoder."""
+    return name.startswith(TEXT_ENCODERS)
+
+
+def text_layers(adapter: Adapter) -> list[str]:
+    """The adapter's text encoder layers."""
+    return [name for name in adapter.layers if is_text(name)]
+
+
+def _patches(
+    root: nn.Module, what: str, known: Mapping[str, Any], layers: Mapping[str, Factors], adapter: Adapter, file: str
+) -> dict[Any, TriLoRAPatch]:
+    """What `add_patches` takes: target -> patch. All of them share one `LayerNames`."""
+    weights, names, patches = root.state_dict(), LayerNames(layers, file), {}
+    base = f"this {what} ({type(root).__name__})"
+    trained = f"The adapter was trained on {_trained_on(adapter)}: load that base model"
+    for name, factors in layers.items():
         target = known.get(name)
-        if target is None:
+        if target is None or _key(target) not in weights:
             raise TargetError(
-                f"The layer {name} of the adapter does not exist in this MODEL ({_base(model)}). The adapter was "
-                f"trained on {_trained_on(adapter)}: load that base model, or choose another adapter."
+                f"The layer {name} of the adapter does not exist in {base}. {trained}, or choose another."
             )
-        shape = _shape(weights, target)
+        shape = _shape(root, target)
         if factors.u.shape[0] != shape[0] or factors.vh[0].numel() != shape[1:].numel():
+            size = f"{factors.u.shape[0]} x {tuple(factors.vh.shape[1:])}"
             raise TargetError(
-                f"The layer {name} of the adapter is {factors.u.shape[0]} x {tuple(factors.vh.shape[1:])}, but the "
-                f"MODEL's weight is {tuple(shape)} ({_base(model)}). The adapter was trained on "
-                f"{_trained_on(adapter)}: load that base model."
+                f"The layer {name} of the adapter is {size}, but the weight is {tuple(shape)} in {base}. {trained}."
             )
         patches[target] = TriLoRAPatch(names, tuple(factors))
-    patched = model.clone()
-    patched.add_patches(patches, strength)
-    return patched
+    return patches
 
 
 @contextmanager
@@ -159,6 +198,11 @@ class Layer(NamedTuple):
         return scaled(factors, self.patch.weights[3]) if isinstance(self.patch, ShapedPatch) else factors
 
     @property
+    def has_sigma(self) -> bool:
+        """Whether there is a Σ to shape; if not, only the strength acts."""
+        return isinstance(self.patch, TriLoRAPatch) or kind_of(self.patch) == "LoRA"
+
+    @property
     def kind(self) -> str:
         """What it is, in a word that artists know."""
         return kind_of(self.patch)
@@ -169,13 +213,24 @@ class Patched:
     """One loaded LoRA or TriLoRA on a MODEL.
 
     Attributes:
+        number: counted from 1 as they were loaded.
         name: of its file; "" where its loader left no name.
         layers: layer path as in the MODEL, without `diffusion_model.` and `.weight` -> what lies there. A part of a
             fused weight has its rows in brackets: `double_blocks.0.img_attn.qkv[0:3072]`.
     """
 
+    number: int
     name: str
-    layers: Mapping[str, Layer]
+    layers: dict[str, Layer]
+
+    @property
+    def label(self) -> str:
+        """How it is called on a node."""
+        return f"{self.number}. {self.name or 'adapter'}"
+
+    def only(self, paths: Container[str]) -> "Patched":
+        """The same adapter with these of its layers."""
+        return replace(self, layers={path: layer for path, layer in self.layers.items() if path in paths})
 
     @property
     def factors(self) -> dict[str, Factors]:
@@ -201,7 +256,10 @@ def adapters_on(model: ModelPatcher) -> list[Patched]:
             if mark not in before:
                 order.add(mark, *before[-1:])
                 before.append(mark)
-    found = [Patched(getattr(names[mark], "file", ""), groups[mark]) for mark in order.static_order()]
+    found = [
+        Patched(number, getattr(names[mark], "file", ""), groups[mark])
+        for number, mark in enumerate(order.static_order(), start=1)
+    ]
     for path, layer in unmarked:
         _put(_home(found, layer), path, layer)
     return found
@@ -227,7 +285,7 @@ def _home(found: list[Patched], layer: Layer) -> dict[str, Layer]:
         with_differences = keys is None or any(name.endswith(DIFFERENCES) for name in keys)
         if some.strength == layer.strength and with_differences:
             return adapter.layers
-    found.append(Patched("", {}))
+    found.append(Patched(len(found) + 1, "", {}))
     return found[-1].layers
 
 
@@ -251,7 +309,7 @@ def kind_of(patch: Any) -> str:
         return "DoRA" if dora_scale is not None else "LoRA that widens its layer" if reshape is not None else "LoRA"
     if isinstance(patch, WeightAdapterBase):
         return type(patch).__name__.removesuffix("Adapter")
-    return "replaced weight" if patch[0] == "set" else "full difference"
+    return "replaced weight, which stays" if patch[0] == "set" else "full difference"
 
 
 def factors_of(patch: Any) -> Factors | None:
@@ -285,12 +343,16 @@ def _raw_factors(patch: WeightAdapterBase) -> Factors | None:
     return Factors(up.flatten(1), torch.full((down.shape[0],), scale, device=up.device), folded)
 
 
-def _shape(weights: Mapping[str, Tensor], target: Any) -> torch.Size:
-    if isinstance(target, str):
-        return weights[target].shape
-    key, (dimension, _, length) = target[0], target[1]
-    shape = list(weights[key].shape)
-    shape[dimension] = length
+def _key(target: Any) -> str:
+    return target if isinstance(target, str) else target[0]
+
+
+def _shape(root: nn.Module, target: Any) -> torch.Size:
+    """The weight's own shape, which a quantised one does not have in the state dict; or that of a slice."""
+    shape = list(comfy.utils.get_attr(root, _key(target)).shape)
+    if not isinstance(target, str):
+        dimension, _start, length = target[1]
+        shape[dimension] = length
     return torch.Size(shape)
 
 
@@ -298,10 +360,6 @@ def file_of(model: ModelPatcher) -> str:
     """Name of the file that the MODEL was loaded from, or "" where its loader does not say."""
     arguments = model.cached_patcher_init[1] if model.cached_patcher_init else ()
     return Path(arguments[0]).name if arguments and isinstance(arguments[0], str) else ""
-
-
-def _base(model: ModelPatcher) -> str:
-    return type(model.model).__name__
 
 
 def _trained_on(adapter: Adapter) -> str:

@@ -1,15 +1,18 @@
 """Σ on patches that are already on a MODEL: strength and gains, by adapter and by layer."""
 
+import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from ..trilora.errors import TriLoRAError
-from .patching import Patched, ShapedPatch, adapters_on, factors_of
+from ..trilora import targets
+from ..trilora.errors import TargetError, TriLoRAError
+from .patching import Layer, Patched, ShapedPatch, adapters_on, factors_of
 
 Gains = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]  # layer path -> sigma (r,), of one adapter -> gains (r,)
 Plan = Mapping[int, tuple[float, Tensor | None]]  # id of a patch -> its strength, its gains
@@ -22,7 +25,7 @@ def chosen(model: ModelPatcher, number: int = 0) -> list[Patched]:
         TriLoRAError: none is on it, or none of that number.
     """
     adapters = adapters_on(model)
-    if not adapters and "bypass_lora" in model.injections:
+    if not adapters and bypassed(model):
         raise TriLoRAError(
             "The LoRA on this MODEL came through a bypass loader, which leaves no patch whose Σ could be scaled. Load "
             "it with Load TriLoRA or Load LoRA, or set its strength in that loader."
@@ -40,6 +43,11 @@ def chosen(model: ModelPatcher, number: int = 0) -> list[Patched]:
     return adapters[number - 1 : number] if number else adapters
 
 
+def bypassed(model: ModelPatcher) -> bool:
+    """Whether ComfyUI's bypass loader put an adapter on the MODEL: it adds to outputs and leaves no patch."""
+    return "bypass_lora" in model.injections
+
+
 def shape_sigma(model: ModelPatcher, gains: Gains | None, strength: float) -> ModelPatcher:
     """A clone of the MODEL whose adapters have each Σ times its gains and times the strength.
 
@@ -49,15 +57,61 @@ def shape_sigma(model: ModelPatcher, gains: Gains | None, strength: float) -> Mo
     Raises:
         TriLoRAError: no adapter is on the MODEL.
     """
-    return shaped(model, {k: v for adapter in chosen(model) for k, v in planned(adapter, gains, strength).items()})
+    plans = [planned(adapter.layers, gains, strength) for adapter in chosen(model)]
+    return shaped(model, dict(ChainMap(*plans)))
 
 
-def planned(adapter: Patched, gains: Gains | None, strength: float) -> Plan:
-    """What one adapter's patches are multiplied by."""
-    patches = {path: layer.patch for path, layer in adapter.layers.items()}
-    sigmas = {path: f.sigma for path, patch in patches.items() if gains and (f := factors_of(patch))}
-    by_value = gains(sigmas) if gains else {}
-    return {id(patch): (strength, by_value.get(path)) for path, patch in patches.items()}
+def planned(layers: Mapping[str, Layer], gains: Gains | None, strength: float) -> Plan:
+    """What these layers of one adapter are multiplied by."""
+    by_value = gains(spectra(layers)) if gains else {}
+    return {id(layer.patch): (strength, by_value.get(path)) for path, layer in layers.items()}
+
+
+def spectra(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+    """Layer path -> sigma (r,) as loaded, descending, of the layers that have U Σ Vᵀ."""
+    factors = {path: factors_of(layer.patch) for path, layer in layers.items()}
+    return {path: f.sigma for path, f in factors.items() if f is not None}
+
+
+def within(model: ModelPatcher, paths: Iterable[str], choice: str) -> set[str]:
+    """Those of the adapters' layers that a choice names.
+
+    Args:
+        model: tells the architecture, and thereby what its presets mean.
+        paths: layer paths; a part of a fused weight counts as the weight.
+        choice: a preset of `trilora.targets`, or glob patterns and block names (`output_blocks.3-5`), separated by
+            commas.
+
+    Raises:
+        TargetError: it names none, or a preset is asked of an architecture that the table does not know.
+    """
+    whole = {path: re.split(r"\[| \(", path)[0] for path in paths}
+    if choice in targets.PRESETS:
+        family = targets.family_of(targets.linear_layers(model.model.diffusion_model))
+        if family is None:
+            raise TargetError(
+                f"The layers {choice!r} were asked for, but {type(model.model).__name__} is not in the table of known "
+                f"architectures. Choose 'pattern' and give one such as {next(iter(whole), '*')!r}."
+            )
+        patterns = targets.patterns_of(family, choice)
+    else:
+        patterns = tuple(
+            pattern for part in choice.replace("\n", ",").split(",") for pattern in _patterns(part.strip())
+        )
+    found = set(targets.matching(whole.values(), patterns))
+    if not found:
+        raise TargetError(
+            f"No layer of the adapter matches {choice!r}. Its layers have names such as {', '.join(list(whole)[:3])}: "
+            "change the layers."
+        )
+    return {path for path, name in whole.items() if name in found}
+
+
+def _patterns(part: str) -> list[str]:
+    """`output_blocks.3-5` as the patterns of three blocks; anything else as itself and as the name of a block."""
+    if span := re.fullmatch(r"(.*?)(\d+)-(\d+)", part):
+        return [f"{span[1]}{number}.*" for number in range(int(span[2]), int(span[3]) + 1)]
+    return [part, f"{part}.*"] if part else []
 
 
 def shaped(model: ModelPatcher, plan: Plan) -> ModelPatcher:

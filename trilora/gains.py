@@ -44,6 +44,6 @@ def along(spectra: Spectra, curve: Callable[[Tensor], Tensor]) -> Gains:
     return {name: curve(torch.linspace(0, 1, len(sigma))).to(sigma) for name, sigma in spectra.items()}
 
 
-def times(several: list[Gains]) -> Gains:
-    """The product of gains, layer by layer."""
-    return {name: torch.stack([gains[name] for gains in several]).prod(0) for name in several[0]}
+def times(one: Gains, other: Gains) -> Gains:
+    """The product of gains, value by value."""
+    return {name: one[name] * other[name] for name in one}
