@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
@@ -16,7 +17,6 @@ from . import patching
 from .sockets import CATEGORY, TriLoRA
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-CLIP_OUTPUT = "The text encoder with the adapter on it; empty where clip is not connected."
 STRENGTH = "1 is as trained, 0 is the bare base, above 1 exaggerates; pictures usually break above 1.5."
 
 
@@ -26,6 +26,12 @@ def lora_path(name: str) -> Path:
     if path is None:
         raise FileError(f"{name} is not in a loras folder any more. Refresh the list (key R) and choose again.")
     return Path(path)
+
+
+@lru_cache(maxsize=1)
+def read(path: Path, _modified: int, _size: int) -> files.Adapter:
+    """The adapter in a file, kept until another is read: its Σ is found once while its strength is played with."""
+    return files.load(path, convert_lora)
 
 
 class SaveTriLoRA(io.ComfyNode):
@@ -73,15 +79,22 @@ class LoadTriLoRA(io.ComfyNode):
                 io.Model.Input("model", tooltip="The base model that the file was trained on."),
                 io.Combo.Input("file", options=_names(), tooltip="A .safetensors file of models/loras."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH),
-                *clip_inputs(),
+                io.Float.Input(
+                    "strength_clip", default=1.0, min=-10.0, max=10.0, step=0.05, optional=True, advanced=True,
+                    tooltip="Strength of the file's text encoder layers, if it has any and clip is connected.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True,
+                    tooltip="The text encoder. Only files that were trained on it as well need it.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with the adapter on it."),
                 TriLoRA.Output("trilora", tooltip="The adapter itself, for nodes that take one."),
-                io.Clip.Output("clip", tooltip=CLIP_OUTPUT),
+                io.Clip.Output("clip", tooltip="The text encoder with the adapter on it; empty where none came in."),
             ],
             hidden=[io.Hidden.unique_id],
-        )
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, file=None, **_others):
@@ -93,10 +106,13 @@ class LoadTriLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, model, file, strength, strength_clip=1.0, clip=None) -> io.NodeOutput:
         path = lora_path(file)
-        adapter = files.load(path, convert_lora)
+        adapter = read(path, *cls.fingerprint_inputs(file))
         with patching.named(path.name):
             model = patching.apply(model, adapter, strength, path.name)
-            clip = with_text(clip, adapter, strength_clip, cls.hidden.unique_id, path.name)
+            if clip is not None:
+                clip = patching.apply_to_clip(clip, adapter, strength_clip, path.name)
+        if clip is None:
+            tell_skipped(adapter, cls.hidden.unique_id, "connect clip to use them")
         return io.NodeOutput(model, adapter, clip)
 
 
@@ -112,43 +128,21 @@ class ApplyTriLoRA(io.ComfyNode):
                 io.Model.Input("model", tooltip="The base model that the adapter was trained on."),
                 TriLoRA.Input("trilora", tooltip="The adapter."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH),
-                *clip_inputs(),
             ],
-            outputs=[
-                io.Model.Output("model", tooltip="The model with the adapter on it."),
-                io.Clip.Output("clip", tooltip=CLIP_OUTPUT),
-            ],
+            outputs=[io.Model.Output("model", tooltip="The model with the adapter on it.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, trilora, strength, strength_clip=1.0, clip=None) -> io.NodeOutput:
-        model = patching.apply(model, trilora, strength)
-        return io.NodeOutput(model, with_text(clip, trilora, strength_clip, cls.hidden.unique_id))
+    def execute(cls, model, trilora, strength) -> io.NodeOutput:
+        tell_skipped(trilora, cls.hidden.unique_id, "Load TriLoRA with its clip connected applies them")
+        return io.NodeOutput(patching.apply(model, trilora, strength))
 
 
-def clip_inputs() -> list:
-    """The text encoder, which few adapters change."""
-    return [
-        io.Float.Input(
-            "strength_clip", default=1.0, min=-10.0, max=10.0, step=0.05, optional=True, advanced=True,
-            tooltip="Strength of the adapter's text encoder layers, if it has any and clip is connected.",
-        ),
-        io.Clip.Input(
-            "clip", optional=True, tooltip="The text encoder; only adapters that were trained on it as well need it."
-        ),
-    ]  # fmt: skip
-
-
-def with_text(clip, adapter, strength: float, node_id: str, file: str = ""):
-    """The CLIP with the adapter's text encoder layers; without a CLIP, they are left out and the node says so."""
-    if clip is not None:
-        return patching.apply_to_clip(clip, adapter, strength, file)
+def tell_skipped(adapter, node_id: str, remedy: str) -> None:
+    """Says on the node that text encoder layers are left out, where the adapter has any."""
     if skipped := len(patching.text_layers(adapter)):
-        PromptServer.instance.send_progress_text(
-            f"{skipped} text encoder layers are left out: connect clip to use them", node_id
-        )
-    return None
+        PromptServer.instance.send_progress_text(f"{skipped} text encoder layers are left out: {remedy}", node_id)
 
 
 def _names() -> list[str]:

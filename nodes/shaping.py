@@ -4,6 +4,7 @@ import re
 import uuid
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -87,24 +88,16 @@ def within(model: ModelPatcher, paths: Iterable[str], choice: str) -> set[str]:
     """
     whole = {path: re.split(r"\[| \(", path)[0] for path in paths}
     if choice in targets.PRESETS:
-        family = targets.family_of(targets.linear_layers(model.model.diffusion_model))
-        if family is None:
-            raise TargetError(
-                f"The layers {choice!r} were asked for, but {type(model.model).__name__} is not in the table of known "
-                f"architectures. Choose 'pattern' and give one such as {next(iter(whole), '*')!r}."
-            )
-        patterns = targets.patterns_of(family, choice)
+        patterns = list(targets.select(model.model.diffusion_model, choice))
     else:
-        patterns = tuple(
-            pattern for part in choice.replace("\n", ",").split(",") for pattern in _patterns(part.strip())
-        )
-    found = set(targets.matching(whole.values(), patterns))
+        patterns = [pattern for part in re.split(r"[,\n]", choice) for pattern in _patterns(part.strip())]
+    found = {path for path, name in whole.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
     if not found:
         raise TargetError(
             f"No layer of the adapter matches {choice!r}. Its layers have names such as {', '.join(list(whole)[:3])}: "
             "change the layers."
         )
-    return {path for path, name in whole.items() if name in found}
+    return found
 
 
 def _patterns(part: str) -> list[str]:
