@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,17 +75,19 @@ def inside(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
     return path
 
 
-def load(path: Path) -> Adapter:
+def load(path: Path, renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> Adapter:
     """Read a LoRA file of any common naming into canonical factors.
 
     Args:
         path: a .safetensors file.
+        renamed: gives the tensors of a trainer with names of its own the usual ones.
 
     Raises:
         FileError: not a whole safetensors file, a key of another kind, a factor without its partner, shapes that do
             not fit together, NaN or inf. The message names file, key and remedy.
     """
     tensors, metadata = _read(path)
+    tensors = renamed(tensors)
     names = _pair(path, tensors)
     layers = {}
     for name, (up_key, down_key) in names.items():
@@ -217,6 +219,11 @@ def _with_mid(path: Path, name: str, tensors: Mapping[str, Tensor], down_key: st
             f"{path.name}: {name}{MID} {tuple(mid.shape)} does not fit {down_key} {tuple(down.shape)}. "
             "Export the file again."
         )
+    return fold_mid(down, mid)
+
+
+def fold_mid(down: Tensor, mid: Tensor) -> Tensor:
+    """mid ∘ down of a LoCon in Tucker form: (r, s, *kernel) and (s, in, 1, 1) -> (r, in, *kernel)."""
     return torch.einsum("rskl,si->rikl", mid.float(), down.flatten(1).float())
 
 
