@@ -5,15 +5,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.ldm.common_dit
+import comfy.ldm.ernie.model
+import comfy.ldm.hydit.attn_layers
+import comfy.ldm.hydit.poolers
+import comfy.ldm.pixart.blocks
 import comfy.model_management
 import comfy.rmsnorm
 import comfy_kitchen
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from comfy_kitchen.backends.eager import rope
 from torch import Tensor
 
 FUSED = ("apply_rope", "apply_rope1", "apply_rope_split_half", "apply_rope_split_half1",
          "rms_rope", "rms_rope1", "rms_rope_split_half", "rms_rope_split_half1")  # fmt: skip
+# networks that call attention without the options by which another could be chosen
+DEAF = (comfy.ldm.ernie.model, comfy.ldm.hydit.attn_layers, comfy.ldm.hydit.poolers, comfy.ldm.pixart.blocks)
 
 
 @contextmanager
@@ -30,6 +37,7 @@ def differentiable() -> Iterator[None]:
         (comfy.model_management, "in_training", True),  # networks that know of training choose their own way
         (Tensor, "__iadd__", _plus),
         (comfy.ldm.common_dit, "rms_norm", _norm_of_a_copy),
+        *((module, "optimized_attention", attention_pytorch) for module in DEAF),
         *((comfy_kitchen, name, getattr(rope, name)) for name in FUSED),
     ]
     before = [(owner, name, vars(owner).get(name)) for owner, name, _ in replaced]

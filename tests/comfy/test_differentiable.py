@@ -19,13 +19,15 @@ def differentiable(pack: Any) -> Callable[[], Any]:
 def state() -> list[Any]:
     """What may be replaced, as it is now."""
     import comfy.ldm.common_dit
+    import comfy.ldm.pixart.blocks
     import comfy.model_management
     import comfy_kitchen
 
     names = [name for name in dir(comfy_kitchen) if "rope" in name and name.strip("_") == name]
     kernels = [getattr(comfy_kitchen, name) for name in names]
     own = "__iadd__" in vars(torch.Tensor)
-    return [comfy.model_management.in_training, comfy.ldm.common_dit.rms_norm, own, *kernels]
+    attention = comfy.ldm.pixart.blocks.optimized_attention
+    return [comfy.model_management.in_training, comfy.ldm.common_dit.rms_norm, attention, own, *kernels]
 
 
 def test_afterwards_all_is_as_it_was_even_after_an_error_and_when_nested(differentiable: Callable[[], Any]) -> None:
