@@ -10,6 +10,7 @@ class TriLoRAExtension(ComfyExtension):
         add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .combine import ExtractTriLoRA, MergeTriLoRA, ResizeTriLoRA
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
@@ -26,6 +27,9 @@ class TriLoRAExtension(ComfyExtension):
             LoadTriLoRA,
             ApplyTriLoRA,
             TriLoRAStrength,
+            MergeTriLoRA,
+            ExtractTriLoRA,
+            ResizeTriLoRA,
             TriLoRADemoModel,
         ]
 

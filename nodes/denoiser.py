@@ -1,28 +1,37 @@
-"""The graph's own MODEL as a `Denoiser`, lent to training and given back as it was."""
+"""The graph's own MODEL as a `Denoiser`, once it is lent (`lending.lent`)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
-import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..trilora.errors import TrainingError
+from .lending import lent  # noqa: F401 - callers take both from here
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 class ComfyDenoiser:
-    """`trilora.objective.Denoiser` on a loaded MODEL; a condition is ComfyUI's `model_conds` of one caption."""
+    """`trilora.objective.Denoiser` on a lent MODEL; a condition is ComfyUI's `model_conds` of one caption.
 
-    def __init__(self, patcher: ModelPatcher) -> None:
+    Args:
+        patcher: of `lent`.
+        precision: of the network's arithmetic, whatever its weights are stored in. `auto` is the precision that it
+            samples in; on CUDA, bfloat16 in float16's place. float16's gradients underflow unless the loss is scaled
+            (`torch.amp.GradScaler`).
+    """
+
+    def __init__(self, patcher: ModelPatcher, precision: str = "auto") -> None:
         self.model = patcher.model
         self.device = patcher.load_device
         self.sampling = self.model.model_sampling
         self.sigmas = self.sampling.sigmas.detach().clone().to(self.device)
+        self.precision = self._chosen(precision)
         self.options = {**patcher.model_options["transformer_options"], "optimized_attention_override": _attention}
 
     def levels(self, quantiles: Tensor) -> Tensor:
@@ -35,7 +44,7 @@ class ComfyDenoiser:
     def denoised(self, noisy: Tensor, levels: Tensor, conditions: Sequence[Any]) -> Tensor:
         inputs = comfy.samplers.cond_cat(conditions)
         options = {**self.options, "cond_or_uncond": [0], "sigmas": levels}
-        with self._precision():
+        with self._precise():
             return self.model.apply_model(noisy, levels, transformer_options=options, **inputs)
 
     def output_scale(self, levels: Tensor) -> Tensor:
@@ -55,64 +64,24 @@ class ComfyDenoiser:
             for name, cond in conds[0]["model_conds"].items()
         }
 
-    def _precision(self) -> Any:
-        """float16 gradients underflow; bfloat16 has float32's range."""
-        if self.model.get_dtype_inference() == torch.float16 and self.device.type == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
-        return nullcontext()
+    def _chosen(self, precision: str) -> torch.dtype | None:
+        if precision != "auto":
+            return getattr(torch, precision)
+        half = self.model.get_dtype_inference() == torch.float16 and self.device.type == "cuda"
+        return torch.bfloat16 if half else None
 
-
-@contextmanager
-def lent(model: ModelPatcher, memory: int = 0) -> Iterator[ModelPatcher]:
-    """The MODEL loaded whole on its device, every weight visible to autograd and none of them learning.
-
-    Leaves the inference mode that ComfyUI runs prompts in, for the block.
-
-    No weight is copied: loaders make weights under inference mode, which autograd refuses, so each is seen
-    through an ordinary tensor over the same storage. Afterwards the original Parameters are back.
-
-    Args:
-        model: the graph's MODEL, with whatever patches it carries.
-        memory: bytes to keep free for what training needs beside the weights.
-
-    Raises:
-        TrainingError: weights are streamed and the loader left no way to load them otherwise.
-    """
-    patcher = _not_streamed(model)
-    comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
-    patcher.pre_run()
-    swapped: list[tuple[dict[str, Any], str, Tensor]] = []
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            for module in patcher.model.modules():
-                for tensors in (module._parameters, module._buffers):
-                    for name, tensor in tensors.items():
-                        if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
-                            swapped.append((tensors, name, tensor))
-                            tensors[name] = _view(tensor, isinstance(tensor, nn.Parameter))
-            yield patcher
-    finally:
-        for tensors, name, tensor in swapped:
-            tensors[name] = tensor
-        patcher.cleanup()
-
-
-def _not_streamed(model: ModelPatcher) -> ModelPatcher:
-    """On CUDA, weights may be streamed through a shared buffer, which autograd must not keep: load them whole there."""
-    if not model.is_dynamic():
-        return model
-    if model.cached_patcher_init is None:
-        raise TrainingError(
-            "This MODEL's weights are streamed to the GPU while it runs, and the node that loaded it left no way to "
-            "load them whole. Use one of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram."
-        )
-    return model.clone(disable_dynamic=True)
-
-
-def _view(tensor: Tensor, parameter: bool) -> Tensor:
-    view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    view.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
-    return nn.Parameter(view, requires_grad=False) if parameter else view
+    @contextmanager
+    def _precise(self) -> Iterator[None]:
+        """float32 is cast to layer by layer, as ComfyUI does it; the half precisions are autocast."""
+        before = self.model.manual_cast_dtype
+        if self.precision == torch.float32:
+            self.model.manual_cast_dtype = torch.float32
+        half = self.precision if self.precision in (torch.bfloat16, torch.float16) else None
+        try:
+            with torch.autocast(self.device.type, half, enabled=half is not None):
+                yield
+        finally:
+            self.model.manual_cast_dtype = before
 
 
 def _ordinary(value: Any) -> Any:

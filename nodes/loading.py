@@ -2,18 +2,19 @@
 
 import logging
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
-import torch
+from comfy.lora_convert import convert_lora
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..trilora import files
 from ..trilora.errors import FileError
 from . import patching
 from .sockets import CATEGORY, TriLoRA
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STRENGTH = "1 is as trained, 0 is the bare base, above 1 exaggerates; pictures usually break above 1.5."
 
 
@@ -23,6 +24,12 @@ def lora_path(name: str) -> Path:
     if path is None:
         raise FileError(f"{name} is not in a loras folder any more. Refresh the list (key R) and choose again.")
     return Path(path)
+
+
+@lru_cache(maxsize=1)
+def read(path: Path, _modified: int, _size: int) -> files.Adapter:
+    """The adapter in a file, kept until another is read: its Σ is found once while its strength is played with."""
+    return files.load(path, convert_lora)
 
 
 class SaveTriLoRA(io.ComfyNode):
@@ -41,7 +48,7 @@ class SaveTriLoRA(io.ComfyNode):
                     tooltip="Name under models/loras, folders allowed ('styles/ink'). A file of that name is replaced.",
                 ),
                 io.Combo.Input(
-                    "precision", options=list(DTYPES), default="float32", advanced=True,
+                    "precision", options=list(files.DTYPES), default="float32", advanced=True,
                     tooltip="Of the numbers in the file. float16 halves its size at a relative error of about 0.0003.",
                 ),
             ],
@@ -52,7 +59,7 @@ class SaveTriLoRA(io.ComfyNode):
     def execute(cls, trilora, filename, precision) -> io.NodeOutput:
         folder = Path(folder_paths.get_folder_paths("loras")[0])
         path = files.inside(folder, filename)
-        files.save(trilora, path, DTYPES[precision])
+        files.save(trilora, path, files.DTYPES[precision])
         logging.info("TriLoRA saved to %s", path)
         name = os.path.relpath(path, folder)
         return io.NodeOutput(name, ui={"text": (f"saved {name}, {path.stat().st_size / 1e6:.1f} MB",)})
@@ -70,12 +77,22 @@ class LoadTriLoRA(io.ComfyNode):
                 io.Model.Input("model", tooltip="The base model that the file was trained on."),
                 io.Combo.Input("file", options=_names(), tooltip="A .safetensors file of models/loras."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH),
+                io.Float.Input(
+                    "strength_clip", default=1.0, min=-10.0, max=10.0, step=0.05, optional=True, advanced=True,
+                    tooltip="Strength of the file's text encoder layers, if it has any and clip is connected.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True,
+                    tooltip="The text encoder. Only files that were trained on it as well need it.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with the adapter on it."),
                 TriLoRA.Output("trilora", tooltip="The adapter itself, for nodes that take one."),
+                io.Clip.Output("clip", tooltip="The text encoder with the adapter on it; empty where none came in."),
             ],
-        )
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, file=None, **_others):
@@ -85,11 +102,16 @@ class LoadTriLoRA(io.ComfyNode):
         return (status.st_mtime_ns, status.st_size)
 
     @classmethod
-    def execute(cls, model, file, strength) -> io.NodeOutput:
+    def execute(cls, model, file, strength, strength_clip=1.0, clip=None) -> io.NodeOutput:
         path = lora_path(file)
-        adapter = files.load(path)
+        adapter = read(path, *cls.fingerprint_inputs(file))
         with patching.named(path.name):
-            return io.NodeOutput(patching.apply(model, adapter, strength), adapter)
+            model = patching.apply(model, adapter, strength, path.name)
+            if clip is not None:
+                clip = patching.apply_to_clip(clip, adapter, strength_clip, path.name)
+        if clip is None:
+            tell_skipped(adapter, cls.hidden.unique_id, "connect clip to use them")
+        return io.NodeOutput(model, adapter, clip)
 
 
 class ApplyTriLoRA(io.ComfyNode):
@@ -106,11 +128,19 @@ class ApplyTriLoRA(io.ComfyNode):
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH),
             ],
             outputs=[io.Model.Output("model", tooltip="The model with the adapter on it.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, trilora, strength) -> io.NodeOutput:
+        tell_skipped(trilora, cls.hidden.unique_id, "Load TriLoRA with its clip connected applies them")
         return io.NodeOutput(patching.apply(model, trilora, strength))
+
+
+def tell_skipped(adapter, node_id: str, remedy: str) -> None:
+    """Says on the node that text encoder layers are left out, where the adapter has any."""
+    if skipped := len(patching.text_layers(adapter)):
+        PromptServer.instance.send_progress_text(f"{skipped} text encoder layers are left out: {remedy}", node_id)
 
 
 def _names() -> list[str]:

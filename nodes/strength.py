@@ -1,13 +1,22 @@
 """TriLoRA Strength: scales Σ of whatever low-rank adapters are on a MODEL."""
 
+from collections import ChainMap, Counter
 from functools import partial
 
 import torch
+from comfy_api.input import CurveInput
 from comfy_api.latest import io
+from server import PromptServer
 from torch import Tensor
 
-from .patching import shape_sigma
+from ..trilora import gains
+from ..trilora.targets import PRESETS
+from .patching import Patched
+from .shaping import bypassed, chosen, planned, shaped, spectra, within
 from .sockets import CATEGORY
+
+FLAT = [(0.0, 0.5), (1.0, 0.5)]  # the widget's heights are 0 to 1, and stand for gains of 0 to 2
+BINS = 256  # of the spectrum that is drawn behind the curve
 
 
 class TriLoRAStrength(io.ComfyNode):
@@ -18,7 +27,8 @@ class TriLoRAStrength(io.ComfyNode):
             display_name="TriLoRA Strength",
             category=CATEGORY,
             description="Scales the singular values of the adapters on a model: TriLoRA and every ordinary LoRA.",
-            search_aliases=["lora strength", "sigma", "singular values"],
+            search_aliases=["lora strength", "sigma", "singular values", "lora block weight"],
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input("model", tooltip="A model that has a TriLoRA or LoRA on it, from any loader."),
                 io.Float.Input(
@@ -27,34 +37,120 @@ class TriLoRAStrength(io.ComfyNode):
                     "a row multiply.",
                 ),
                 io.DynamicCombo.Input(
-                    "keep",
-                    options=[
-                        io.DynamicCombo.Option("all", []),
-                        io.DynamicCombo.Option(
-                            "top k",
-                            [
-                                io.Int.Input(
-                                    "k", default=8, min=0, max=1024,
-                                    tooltip="Number of singular values kept in each layer, strongest first. Few keep "
-                                    "the style's broad strokes and drop its detail.",
-                                )
-                            ],
-                        ),
-                    ],
-                    tooltip="Which singular values of each layer act. 'all' changes nothing.",
+                    "keep", options=keep_options(),
+                    tooltip="Which singular values of each layer act. 'all' changes nothing; few keep the broad "
+                    "strokes and drop the detail.",
+                ),
+                io.Curve.Input(
+                    "curve", default=FLAT, optional=True,
+                    tooltip="Gain by singular value, from each layer's strongest (left) to its weakest (right): the "
+                    "bottom is 0, the middle 1, the top 2. The spectrum is drawn behind it once the node has run.",
+                ),
+                io.DynamicCombo.Input(
+                    "layers", options=layer_options(), optional=True,
+                    tooltip="Which of the adapter's layers this node scales; the others stay as they are.",
+                    extra_dict={"advanced": True},
+                ),
+                io.Int.Input(
+                    "adapter", default=0, min=0, max=99, optional=True, advanced=True,
+                    tooltip="Which adapter this node scales, counted from 1 as they were loaded; 0 for all.",
                 ),
             ],
             outputs=[io.Model.Output("model", tooltip="The model with Σ scaled; the input model is unchanged.")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, strength, keep) -> io.NodeOutput:
-        gains = partial(_first, count=keep["k"]) if keep["keep"] == "top k" else None
-        return io.NodeOutput(shape_sigma(model, gains, strength))
+    def execute(cls, model, strength, keep, curve=None, layers=None, adapter=0) -> io.NodeOutput:
+        adapters = chosen(model, adapter)
+        choice = (layers or {"layers": "all"})["layers"]
+        if choice != "all":
+            every = [path for patched in adapters for path in patched.layers]
+            inside = within(model, every, layers.get("pattern", choice))
+            adapters = [patched.only(inside) for patched in adapters]
+        shape = partial(gains_of, keep=keep, curve=CurveInput.from_raw(curve or FLAT))
+        plan = ChainMap(*(planned(patched.layers, shape, strength) for patched in adapters))
+        told = report(adapters, bypassed(model))
+        PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
+        return io.NodeOutput(shaped(model, plan), ui={"histogram": histogram(adapters), "text": (told,)})
 
 
-def _first(sigma: Tensor, count: int) -> Tensor:
-    """A gain of 1 for the first `count` singular values, 0 for the rest."""
-    gains = torch.ones_like(sigma)
-    gains[count:] = 0
-    return gains
+def keep_options() -> list:
+    """Which singular values act."""
+    few = io.Int.Input(
+        "k", default=8, min=0, max=1024, tooltip="Singular values kept in each layer, strongest first."
+    )  # fmt: skip
+    many = io.Int.Input(
+        "k", default=256, min=0, max=1_000_000,
+        tooltip="Singular values kept in the whole adapter, strongest first: layers that matter little lose all.",
+    )  # fmt: skip
+    share = io.Float.Input(
+        "share", default=0.9, min=0.0, max=1.0, step=0.01,
+        tooltip="Share of each layer's energy, the sum of its squared singular values, that is kept. 0.9 often needs "
+        "a third of them.",
+    )  # fmt: skip
+    options = {"all": [], "top k": [few], "top k of all layers": [many], "energy": [share]}
+    return [io.DynamicCombo.Option(name, inputs) for name, inputs in options.items()]
+
+
+def layer_options() -> list:
+    """Which layers are scaled."""
+    pattern = io.String.Input(
+        "pattern", default="output_blocks.3-5, middle_block", advanced=True,
+        tooltip="Blocks ('output_blocks.3-5') or glob patterns ('*.attn1.to_v') on the layer's path in the model, "
+        "separated by commas.",
+    )  # fmt: skip
+    presets = [preset for preset in PRESETS if preset != "all linear"]
+    return [io.DynamicCombo.Option(name, []) for name in ("all", *presets)] + [
+        io.DynamicCombo.Option("pattern", [pattern])
+    ]
+
+
+def gains_of(sigmas: gains.Spectra, keep: dict, curve: CurveInput) -> gains.Gains:
+    """What the widgets make of the spectra of one adapter."""
+    kept = {
+        "all": lambda: gains.first(sigmas, max(map(len, sigmas.values()), default=0)),
+        "top k": lambda: gains.first(sigmas, keep["k"]),
+        "top k of all layers": lambda: gains.first_overall(sigmas, keep["k"]),
+        "energy": lambda: gains.holding(sigmas, keep["share"]),
+    }[keep["keep"]]()
+    return gains.times(kept, gains.along(sigmas, partial(heights, curve)))
+
+
+def heights(curve: CurveInput, places: Tensor) -> Tensor:
+    """The curve's gains at places 0..1. A flat one gives its very height: interpolation would round it."""
+    levels = {height for _, height in curve.points}
+    if len(levels) == 1:
+        return torch.full_like(places, 2 * levels.pop())
+    return 2 * torch.from_numpy(curve.interp_array(places.double().numpy())).to(places)
+
+
+def histogram(adapters: list[Patched]) -> list[int]:
+    """The adapters' mean squared singular values from the strongest to the weakest; the widget draws their root."""
+    sigmas = [sigma for patched in adapters for sigma in spectra(patched.layers).values()]
+    if not sigmas:
+        return []
+    mean = torch.stack([_resampled(sigma.cpu().square()) for sigma in sigmas]).mean(0)
+    return (mean / mean.max().clamp_min(1e-30) * 1e6).long().tolist()
+
+
+def report(adapters: list[Patched], bypass: bool) -> str:
+    """What was scaled, and which layers took the strength alone."""
+    lines = []
+    for patched in adapters:
+        kinds = Counter(layer.kind for layer in patched.layers.values())
+        lines.append(f"{patched.label}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + " layers")
+    bare = {path: layer.kind for a in adapters for path, layer in a.layers.items() if not layer.has_sigma}
+    if bare:
+        named = ", ".join(f"{path} ({kind})" for path, kind in list(bare.items())[:8])
+        lines.append(
+            f"{len(bare)} layers have no singular values and took the strength alone: {named}"
+            + (" ..." if len(bare) > 8 else "")
+        )
+    if bypass:
+        lines.append("An adapter from a bypass loader leaves no patch and is not scaled; set its strength there")
+    return "\n".join(lines)
+
+
+def _resampled(values: Tensor) -> Tensor:
+    return torch.nn.functional.interpolate(values[None, None], BINS, mode="nearest")[0, 0]

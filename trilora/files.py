@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from .errors import FileError
 from .factors import Factors, canonical, root_split
 
 HEADER_LIMIT = 1_000_000  # bytes; ComfyUI serves a file's metadata only up to 1 MiB
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PAIRS = (  # suffixes of (up, down), each naming in use
     (".lora_up.weight", ".lora_down.weight"),  # kohya
     (".lora_B.weight", ".lora_A.weight"),  # PEFT, diffusers
@@ -74,17 +75,19 @@ def inside(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
     return path
 
 
-def load(path: Path) -> Adapter:
+def load(path: Path, renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> Adapter:
     """Read a LoRA file of any common naming into canonical factors.
 
     Args:
         path: a .safetensors file.
+        renamed: gives the tensors of a trainer with names of its own the usual ones.
 
     Raises:
         FileError: not a whole safetensors file, a key of another kind, a factor without its partner, shapes that do
             not fit together, NaN or inf. The message names file, key and remedy.
     """
     tensors, metadata = _read(path)
+    tensors = renamed(tensors)
     names = _pair(path, tensors)
     layers = {}
     for name, (up_key, down_key) in names.items():
@@ -127,6 +130,19 @@ def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> No
         tensors[name + PAIRS[0][0]], tensors[name + PAIRS[0][1]] = up.contiguous(), down.contiguous()
         tensors[name + ALPHA] = torch.tensor(float(exact.rank))
     write(path, _serialised(tensors, dict(adapter.metadata)))
+
+
+def overhead(adapter: Adapter) -> int:
+    """Bytes of the adapter's file beside its u and vh: header, metadata, alphas. An upper bound, by some kilobytes."""
+    offsets = [10**11, 10**11]
+    header = {
+        name + suffix: {"dtype": "BF16", "shape": [*factors.u.shape, *factors.vh.shape], "data_offsets": offsets}
+        for name, factors in adapter.layers.items()
+        for suffix in (*PAIRS[0], ALPHA)
+    }
+    hashes = 300
+    metadata = min(len(json.dumps(dict(adapter.metadata))), HEADER_LIMIT)
+    return len(json.dumps(header)) + metadata + hashes + 4 * len(adapter.layers)
 
 
 def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -203,6 +219,11 @@ def _with_mid(path: Path, name: str, tensors: Mapping[str, Tensor], down_key: st
             f"{path.name}: {name}{MID} {tuple(mid.shape)} does not fit {down_key} {tuple(down.shape)}. "
             "Export the file again."
         )
+    return fold_mid(down, mid)
+
+
+def fold_mid(down: Tensor, mid: Tensor) -> Tensor:
+    """mid ∘ down of a LoCon in Tucker form: (r, s, *kernel) and (s, in, 1, 1) -> (r, in, *kernel)."""
     return torch.einsum("rskl,si->rikl", mid.float(), down.flatten(1).float())
 
 

@@ -1,95 +1,21 @@
-"""Which layers learn: a table of attention layer names per model family, presets, glob patterns."""
+"""Which layers learn: presets by model family, glob patterns, regular expressions, and ranges of blocks."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 from torch import nn
 
 from .errors import TargetError
-
-
-class Family(NamedTuple):
-    """Layer names of one architecture, as glob patterns on the module path."""
-
-    name: str
-    mark: str  # a path that only this family has
-    self_attention: tuple[str, ...]
-    cross_attention: tuple[str, ...]  # joint attention counts as self-attention
-    mlp: tuple[str, ...]
-
-
-FAMILIES = (
-    Family(  # SD1.x, SD2.x, SDXL, in ComfyUI's and in diffusers' UNet alike
-        "unet",
-        "*.transformer_blocks.*.attn2.to_q",
-        ("*.attn1.to_q", "*.attn1.to_k", "*.attn1.to_v", "*.attn1.to_out.0"),
-        ("*.attn2.to_q", "*.attn2.to_k", "*.attn2.to_v", "*.attn2.to_out.0"),
-        ("*.ff.net.0.proj", "*.ff.net.2"),
-    ),
-    Family(
-        "sd3",
-        "joint_blocks.*.x_block.attn.qkv",
-        ("joint_blocks.*.attn.qkv", "joint_blocks.*.attn.proj", "*.attn2.qkv", "*.attn2.proj"),
-        (),
-        ("joint_blocks.*.mlp.fc1", "joint_blocks.*.mlp.fc2"),
-    ),
-    Family(  # Flux, Chroma, HunyuanVideo; a single block's linear1 holds qkv and MLP in one, linear2 both outputs
-        "flux",
-        "double_blocks.*.img_attn.qkv",
-        ("*_blocks.*_attn.qkv", "*_blocks.*_attn.proj", "single_blocks.*.linear1", "single_blocks.*.linear2"),
-        (),
-        ("double_blocks.*.img_mlp.*", "double_blocks.*.txt_mlp.*"),
-    ),
-    Family(
-        "lumina",  # Lumina 2, Z-Image
-        "layers.*.attention.qkv",
-        ("*.attention.qkv", "*.attention.out"),
-        (),
-        ("*.feed_forward.w1", "*.feed_forward.w2", "*.feed_forward.w3"),
-    ),
-    Family(
-        "qwen-image",
-        "transformer_blocks.*.attn.add_q_proj",
-        ("*.attn.to_q", "*.attn.to_k", "*.attn.to_v", "*.attn.to_out.0", "*.attn.add_?_proj", "*.attn.to_add_out"),
-        (),
-        ("*.img_mlp.net.*", "*.txt_mlp.net.*"),
-    ),
-    Family(
-        "wan",
-        "blocks.*.cross_attn.o",
-        ("blocks.*.self_attn.[qkvo]",),
-        ("blocks.*.cross_attn.[qkvo]", "blocks.*.cross_attn.[kv]_img"),
-        ("blocks.*.ffn.*",),
-    ),
-    Family(
-        "pixart",
-        "blocks.*.cross_attn.kv_linear",
-        ("blocks.*.attn.qkv", "blocks.*.attn.proj"),
-        ("blocks.*.cross_attn.q_linear", "blocks.*.cross_attn.kv_linear", "blocks.*.cross_attn.proj"),
-        ("blocks.*.mlp.fc1", "blocks.*.mlp.fc2"),
-    ),
-    Family(
-        "auraflow",
-        "double_layers.*.attn.w1q",
-        ("*.attn.w[12][qkvo]",),
-        (),
-        ("*.mlp*.c_fc1", "*.mlp*.c_fc2", "*.mlp*.c_proj"),
-    ),
-)
+from .families import FAMILIES, Family, family_of
 
 PRESETS = ("attention", "self-attention", "cross-attention", "attention + mlp", "all linear")
+REGEX = "re:"
 
 
 def linear_layers(root: nn.Module) -> dict[str, nn.Linear]:
     """Path -> module of every linear layer below `root`, in the model's order."""
     return {path: module for path, module in root.named_modules() if isinstance(module, nn.Linear)}
-
-
-def family_of(paths: Iterable[str]) -> Family | None:
-    """The first family whose mark one of the paths matches."""
-    paths = list(paths)
-    return next((f for f in FAMILIES if any(fnmatchcase(path, f.mark) for path in paths)), None)
 
 
 def patterns_of(family: Family, preset: str) -> tuple[str, ...]:
@@ -109,38 +35,162 @@ def matching(paths: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [path for path in paths if any(fnmatchcase(path, pattern) for pattern in patterns)]
 
 
-def select(root: nn.Module, choice: str = "attention") -> dict[str, nn.Linear]:
+def select(root: nn.Module, choice: str = "attention", blocks: str = "") -> dict[str, nn.Linear]:
     """The linear layers to adapt.
+
+    Blocks are numbered from 0 along the depth, from input to output, whatever lists the model keeps them in: Flux's
+    single blocks go on counting where its double blocks end, and a UNet counts its input blocks, its middle and its
+    output blocks. A word is the beginning of a module's name ('input', 'middle', 'double', 'noise_refiner'); numbers
+    after a word count within that module. Parts are separated by commas: '4-12', '0-3, 8', 'single',
+    'input 4-8, middle, output 3-5'.
 
     Args:
         root: the network whose layers are chosen.
-        choice: a preset's name, or glob patterns on the layer path, separated by commas or line breaks.
+        choice: a preset's name; or glob patterns on the layer path, separated by commas or line breaks; or 're:' and a
+            regular expression that is searched for in the path.
+        blocks: which blocks, as above; "" for the whole network.
 
     Returns:
         Layer path -> module, in the model's order.
 
     Raises:
-        TargetError: nothing matches, or a preset is asked of an architecture that the table does not know.
+        TargetError: nothing matches, a block that is not there, or a preset is asked of an unknown architecture.
     """
     layers = linear_layers(root)
     family = family_of(layers)
-    if choice == "all linear":
-        patterns: Sequence[str] = ("*",)
-    elif choice not in PRESETS:
-        patterns = [part.strip() for part in choice.replace("\n", ",").split(",") if part.strip()]
-    elif family is None:
-        raise TargetError(
-            f"The preset {choice!r} was asked for, but {type(root).__name__} is not in the table of known "
-            f"architectures ({', '.join(f.name for f in FAMILIES)}). Choose 'all linear', or give glob patterns such "
-            f"as {next(iter(layers), 'blocks.0.attn.qkv')!r}."
-        )
-    else:
-        patterns = patterns_of(family, choice)
-    chosen = matching(layers, patterns)
+    chosen = _matched(root, layers, family, choice)
     if not chosen:
         examples = ", ".join(list(layers)[:3]) or "none"
         raise TargetError(
             f"No linear layer of {type(root).__name__} matches {choice!r}. Its layers have names such as {examples}: "
             "change the targets."
         )
+    if blocks.strip():
+        within = _blocks(root, family, blocks)
+        kept = [path for path in chosen if any(f"{path}.".startswith(f"{block}.") for block in within)]
+        if not kept:
+            raise TargetError(
+                f"The blocks {blocks!r} hold none of the {len(chosen)} layers that match {choice!r}; the first of them "
+                f"is {chosen[0]}. This model has {_available(root, family)}: change the blocks or the targets."
+            )
+        chosen = kept
     return {path: layers[path] for path in chosen}
+
+
+def table(chosen: Mapping[str, nn.Linear], rank: int | None = None) -> str:
+    """What was chosen, as text: a row for each kind of layer, and a total.
+
+    Args:
+        chosen: see `select`.
+        rank: of the adapters; parameters are then those that learn, else those of the layers themselves.
+    """
+    rows = [("layers", "count", "out x in", "parameters")]
+    for kind, members in _kinds(chosen).items():
+        shapes = ", ".join(dict.fromkeys(f"{layer.out_features} x {layer.in_features}" for layer in members))
+        rows.append((kind, str(len(members)), shapes, f"{sum(_size(layer, rank) for layer in members):,}"))
+    rows.append(("total", str(len(chosen)), "", f"{sum(_size(layer, rank) for layer in chosen.values()):,}"))
+    wide = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        f"{kind:<{wide[0]}}  {count:>{wide[1]}}  {shapes:<{wide[2]}}  {size:>{wide[3]}}"
+        for kind, count, shapes, size in rows
+    ]
+    return "\n".join(lines)
+
+
+def _matched(root: nn.Module, layers: Mapping[str, nn.Linear], family: Family | None, choice: str) -> list[str]:
+    """The paths that a preset, a regular expression or glob patterns choose."""
+    if choice.startswith(REGEX):
+        return list(filter(_searching(choice[len(REGEX) :].strip()), layers))
+    if choice not in PRESETS:
+        return matching(layers, [part.strip() for part in re.split(r"[,\n]", choice) if part.strip()])
+    if choice == "all linear":
+        return list(layers)
+    if family is None:
+        raise TargetError(
+            f"The preset {choice!r} was asked for, but {type(root).__name__} is not in the table of known "
+            f"architectures ({', '.join(f.name for f in FAMILIES)}). Choose 'all linear', or give glob patterns such "
+            f"as {next(iter(layers), 'blocks.0.attn.qkv')!r}."
+        )
+    if not patterns_of(family, choice):
+        raise TargetError(
+            f"The preset {choice!r} was asked for, but in {type(root).__name__} text and picture meet in joint "
+            "attention: choose 'attention'."
+        )
+    return matching(layers, patterns_of(family, choice))
+
+
+def _searching(expression: str) -> Callable[[str], object]:
+    try:
+        return re.compile(expression).search
+    except re.error as error:
+        raise TargetError(
+            f"The targets 're:{expression}' are no regular expression: {error}. Mend it, or give glob patterns."
+        ) from None
+
+
+def _depth(root: nn.Module, family: Family | None) -> dict[str, list[str]]:
+    """Name of each part along the depth -> the paths of its blocks."""
+    names = family.blocks if family else [name for name, child in root.named_children() if _is_list(child)]
+    return {name: _inside(root, name) for name in names if name in root._modules}
+
+
+def _inside(root: nn.Module, name: str) -> list[str]:
+    """The blocks of a list of blocks; anything else is one block."""
+    module = root.get_submodule(name)
+    return [f"{name}.{key}" for key, _ in module.named_children()] if _is_list(module) else [name]
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def _blocks(root: nn.Module, family: Family | None, text: str) -> list[str]:
+    """The paths of the blocks that a text such as '0-3, output 4' names."""
+    found = []
+    for part in filter(None, map(str.strip, re.split(r"[,\n]", text))):
+        parsed = re.fullmatch(r"(?:([A-Za-z_]\w*)(?:\s+|$))?(?:(\d+)(?:\s*-\s*(\d+))?)?", part)
+        if parsed is None:
+            raise _no_block(root, family, part)
+        word, first, last = parsed.groups()
+        along = _named(root, word) if word else [path for part in _depth(root, family).values() for path in part]
+        start, end = (int(first), int(last or first)) if first else (0, len(along) - 1)
+        if not start <= end < len(along):
+            raise _no_block(root, family, part)
+        found += along[start : end + 1]
+    return found
+
+
+def _named(root: nn.Module, word: str) -> list[str]:
+    """The blocks of the top modules whose names begin with a word."""
+    return [path for name, _ in root.named_children() if name.startswith(word) for path in _inside(root, name)]
+
+
+def _no_block(root: nn.Module, family: Family | None, part: str) -> TargetError:
+    return TargetError(
+        f"The blocks {part!r} are not in this model. {type(root).__name__} has {_available(root, family)}. Write "
+        "'4-12', '0-3, 8', or a module's name with numbers within it."
+    )
+
+
+def _available(root: nn.Module, family: Family | None) -> str:
+    """Such as: blocks 0-24 along the depth (input_blocks 0-11, middle_block, output_blocks 0-11)."""
+    depth = _depth(root, family)
+    total = sum(len(paths) for paths in depth.values())
+    if not total:
+        return f"no list of blocks, but {', '.join(name for name, _ in root.named_children()) or 'nothing'}"
+    parts = [name if paths == [name] else f"{name} 0-{len(paths) - 1}" for name, paths in depth.items()]
+    return f"blocks 0-{total - 1} along the depth ({', '.join(parts)})"
+
+
+def _kinds(chosen: Mapping[str, nn.Linear]) -> dict[str, list[nn.Linear]]:
+    """Path with every number as '*' -> the layers of that kind."""
+    kinds: dict[str, list[nn.Linear]] = {}
+    for path, layer in chosen.items():
+        kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path), []).append(layer)
+    return kinds
+
+
+def _size(layer: nn.Linear, rank: int | None) -> int:
+    if rank is None:
+        return layer.weight.numel()
+    return rank * (layer.out_features + layer.in_features + 1)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from strategies import CONDITION, LATENT, Toy, randn, wide
 
-from trilora.objective import Example, distances, errors, score
+from trilora.objective import Example, distances, errors, level_weights, score
+from trilora.objective import quantiles as quantiles_of
+from trilora.settings import Settings
 
 KINDS = ("eps", "v", "flow")
 
@@ -94,3 +96,70 @@ def test_the_score_is_the_mean_over_pictures_and_noise_levels():
 def test_the_score_needs_noise_for_each_picture():
     with pytest.raises(ValueError, match="shorter"):
         score(Toy(), [Example(randn(0, *LATENT), randn(1, CONDITION))] * 2, [randn(2, *LATENT)], [0.5])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_weights_are_those_of_the_textbook(kind, gamma):
+    """Of errors in eps min(SNR, γ) / SNR, in v min(SNR, γ) / (SNR + 1), in flow min(SNR, γ) · t²."""
+    toy, levels = Toy(kind), torch.linspace(0.05, 0.95, 9)
+    snr = {
+        "eps": (1 / (3 * levels)).square(),
+        "v": (levels.cos() / levels.sin()).square(),
+        "flow": ((1 - levels) / levels).square(),
+    }[kind]
+    capped = snr.clamp_max(gamma)
+    want = {"eps": capped / snr, "v": capped / (snr + 1), "flow": capped * levels.square()}[kind]
+    torch.testing.assert_close(level_weights(toy, levels, gamma), want, rtol=1e-4, atol=1e-6)
+    assert (level_weights(toy, levels, 0.0) == 1).all()
+
+
+def test_huber_is_the_square_where_errors_are_small_and_a_line_where_they_are_large():
+    toy, other = Toy("flow"), Toy("flow")
+    latents, noise, quantiles, conditions = batch()
+    levels = toy.levels(quantiles)
+    noisy = toy.noised(latents, noise, levels)
+    for error, want in ((1e-3, 1e-6), (10.0, 2 * 0.1 * (10.0 - 0.1))):
+        other.net = lambda *a, error=error: toy.net(*a) + error
+        moved = other.denoised(noisy, levels, conditions)
+        got = distances(toy, noisy, levels, conditions, moved, huber=0.1)
+        torch.testing.assert_close(got, torch.full((5,), want), rtol=2e-2, atol=1e-8)
+
+
+def test_a_mask_weighs_the_error_of_each_place():
+    toy = Toy("flow")
+    latents, noise, quantiles, conditions = batch(2)
+    levels = toy.levels(quantiles)
+    noisy = toy.noised(latents, noise, levels)
+    left = torch.zeros(LATENT[1:])
+    left[:, :2] = 1
+    spoilt = latents.clone()
+    spoilt[0, :, :, 2:] += 100
+    clean = distances(toy, noisy, levels, conditions, latents, [left, None])
+    torch.testing.assert_close(distances(toy, noisy, levels, conditions, spoilt, [left, None]), clean)
+    assert distances(toy, noisy, levels, conditions, spoilt)[0] > 100 * clean[0]
+    whole = distances(toy, noisy, levels, conditions, latents)
+    torch.testing.assert_close(
+        distances(toy, noisy, levels, conditions, latents, [0.5 * left + 0.5, None])[1], whole[1]
+    )
+    same = distances(toy, noisy, levels, conditions, latents, [torch.full(LATENT[1:], 0.3)] * 2)
+    torch.testing.assert_close(same, whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "median", "spread"),
+    [
+        ({}, 0.5, 0.5),
+        ({"levels": "logit-normal"}, 0.5, 0.3245),
+        ({"levels": "logit-normal", "levels_mean": 1.0, "levels_std": 0.5}, 0.7311, 0.125),
+        ({"levels": "shifted", "levels_shift": 3.0}, 0.75, 0.4),
+    ],
+)
+def test_noise_levels_are_distributed_as_the_settings_say(options, median, spread):
+    """Median and distance between the quartiles, from the distributions' own formulas."""
+    drawn = quantiles_of(torch.linspace(0, 1, 10_001)[:-1], Settings(**options))
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    quarter, middle, three = torch.quantile(drawn, torch.tensor([0.25, 0.5, 0.75]))
+    assert float(middle) == pytest.approx(median, abs=2e-3)
+    assert float(three - quarter) == pytest.approx(spread, abs=2e-2)

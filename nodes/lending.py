@@ -1,0 +1,197 @@
+"""The graph's own MODEL, lent to training as ComfyUI loads it and given back as it was."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import comfy.model_management
+import comfy.ops
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+
+from ..trilora.checkpointing import checkpointed
+from ..trilora.errors import TrainingError
+from ..trilora.frozen import frozen
+
+
+@contextmanager
+def lent(model: ModelPatcher, memory: int = 0, checkpointing: bool = False) -> Iterator[ModelPatcher]:
+    """The MODEL loaded on its device, ready for autograd, with none of its weights learning or kept by autograd.
+
+    Leaves the inference mode that ComfyUI runs prompts in, for the block. The model may be larger than the card:
+    what ComfyUI streams or offloads is fetched for the forward and once more for the backward (`trilora.frozen`).
+    No weight is copied.
+
+    Args:
+        model: the graph's MODEL, with whatever patches it carries.
+        memory: bytes to keep free for what training needs beside the weights.
+        checkpointing: compute each block again in the backward instead of remembering it.
+    """
+    comfy.model_management.load_models_gpu([model], memory_required=memory)
+    model.pre_run()
+    model.model.current_patcher = None  # lets no network prefetch: that fills buffers outside inference mode
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(_in_training())
+            stack.enter_context(_ordinary_tensors(model.model))
+            stack.enter_context(_frozen_layers(model.model))
+            if checkpointing:
+                stack.enter_context(checkpointed(model.model.diffusion_model))
+            yield model
+    finally:
+        model.cleanup()
+
+
+def weight_of(module: nn.Module, device: torch.device) -> Tensor:
+    """A layer's weight as it acts, patches and all, in float32 on the device: a copy."""
+    with fetched(module, torch.empty(0, device=device)) as weight:
+        return weight.clone()
+
+
+@contextmanager
+def fetched(module: nn.Module, like: Tensor) -> Iterator[Tensor]:
+    """The weight that the layer's next use would see, dense, as `like` is in dtype and device; no copy if it lies so.
+
+    ComfyUI's buffers are inference tensors, which only inference mode may fill.
+    """
+    with torch.inference_mode():
+        if hasattr(module, "cast_bias_weight"):  # GGUF layers bring their own
+            weight, bias, stream = *module.cast_bias_weight(like)[:2], None
+        else:
+            weight, bias, stream = comfy.ops.cast_bias_weight(module, like, offloadable=True)
+        dense = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        dense = dense.to(like.dtype)
+        smoothing = getattr(module, "pre_quant_scale", None)  # on the input: a factor on the weight's columns
+        if smoothing is not None:
+            dense = dense * smoothing.to(dense)
+    try:
+        yield dense
+    finally:
+        with torch.inference_mode():
+            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+
+
+@contextmanager
+def _in_training() -> Iterator[None]:
+    """ComfyUI's own flag: its networks then leave out fused kernels that have no backward."""
+    before, comfy.model_management.in_training = comfy.model_management.in_training, True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+@contextmanager
+def _ordinary_tensors(root: nn.Module) -> Iterator[None]:
+    """Loaders make weights under inference mode, which autograd refuses: see each through an ordinary tensor.
+
+    Streamed weights stay as they are: ComfyUI keeps notes on them.
+    """
+    swapped: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
+    try:
+        for module in root.modules():
+            for tensors in () if hasattr(module, "_v") else (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if type(tensor) in (Tensor, nn.Parameter) and (tensor.is_inference() or tensor.requires_grad):
+                        view = _view(tensor)
+                        tensors[name] = nn.Parameter(view, False) if isinstance(tensor, nn.Parameter) else view
+                        swapped.append((tensors, name, tensor, tensors[name]))
+        yield
+    finally:
+        for tensors, name, tensor, view in swapped:
+            if tensors[name] is view and view.data_ptr() == tensor.data_ptr():  # else ComfyUI has moved it meanwhile
+                tensors[name] = tensor
+
+
+@contextmanager
+def _frozen_layers(root: nn.Module) -> Iterator[None]:
+    changed: list[nn.Module] = []
+    try:
+        for module in root.modules():
+            if isinstance(module, comfy.ops.CastWeightBiasOp) and "forward" not in vars(module):
+                module.forward = _frozen_forward(module)
+                changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _frozen_forward(module: Any) -> Callable[..., Any]:
+    """How a layer runs while it is lent."""
+    own = module.forward
+    known = type(module).forward.__module__ == comfy.ops.__name__
+    if known and _is_affine(module):
+        return lambda input: _affine(module, own, input)
+    if known and isinstance(module, tuple(NORMS)) and module.weight is not None:
+        return lambda input: _norm(module, input)
+
+    def other(*args: Any, **kwargs: Any) -> Any:
+        if not (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)):
+            return _run(lambda: own(*args, **kwargs))
+        if module.weight is not None and module.weight.device != args[0].device:
+            raise TrainingError(
+                f"A layer of the kind {type(module).__name__} is streamed to the GPU, and its gradient is not known "
+                "here. Start ComfyUI with --disable-dynamic-vram and --highvram, so that the model is loaded whole."
+            )
+        return own(*args, **kwargs)
+
+    return other
+
+
+def _is_affine(module: Any) -> bool:
+    """A linear layer, mixed precision's own among them, or a convolution that pads with zeros."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return module.padding_mode == "zeros" and "_conv_forward" not in vars(module)
+    return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and not hasattr(module, "num_experts"))
+
+
+def _affine(module: Any, own: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    forward = own
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.weight.dtype != x.dtype:
+        forward = module.forward_comfy_cast_weights  # what manual_cast layers do: another precision than the base's
+    if isinstance(module, comfy.ops.fp8_ops.Linear):
+        x = x.clone()  # it clamps its input in place
+
+    def run(x: Tensor) -> Tensor:
+        return _run(lambda: forward(x))
+
+    return frozen(module, x, run, fetched) if torch.is_grad_enabled() and x.requires_grad else run(x)
+
+
+NORMS: dict[type, Callable[..., Tensor]] = {
+    nn.GroupNorm: lambda m, x, weight, bias: nn.functional.group_norm(x, m.num_groups, weight, bias, m.eps),
+    nn.LayerNorm: lambda m, x, weight, bias: nn.functional.layer_norm(x, m.normalized_shape, weight, bias, m.eps),
+    nn.RMSNorm: lambda m, x, weight, bias: nn.functional.rms_norm(x, m.normalized_shape, weight, m.eps),
+}
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    """With copies of its few weights, that autograd may keep."""
+    dtype = x.dtype if module.comfy_cast_weights or not torch.is_autocast_enabled(x.device.type) else None
+    with torch.inference_mode():
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            module, device=x.device, dtype=dtype or module.weight.dtype, bias_dtype=dtype or module.weight.dtype,
+            offloadable=True,
+        )  # fmt: skip
+    copies = [None if tensor is None else tensor.clone() for tensor in (weight, bias)]
+    with torch.inference_mode():
+        comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+    kind = next(norm for norm in NORMS if isinstance(module, norm))
+    return NORMS[kind](module, x, *copies)
+
+
+def _run(forward: Callable[[], Any]) -> Any:
+    """Run a layer as ComfyUI itself does, under inference mode; the result is an ordinary tensor."""
+    with torch.inference_mode():
+        result = forward()
+    return _view(result) if isinstance(result, Tensor) else result
+
+
+def _view(tensor: Tensor) -> Tensor:
+    view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return view.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
