@@ -54,6 +54,15 @@ def watching(run_node: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def options(pack: dict[str, Any], run_node: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+    """TriLoRA Training Options at its defaults; any input can be set."""
+    inputs = pack["TriLoRATrainOptions"].define_schema().inputs
+    defaults = {each.id: each.default for each in inputs if hasattr(each, "default")}
+    defaults |= {"noise_levels": {"noise_levels": "uniform"}, "loss": {"loss": "mse"}}
+    return lambda **changed: run_node("TriLoRATrainOptions", **defaults | changed)[0]
+
+
+@pytest.fixture(scope="session")
 def train(
     run_node: Callable[..., tuple[Any, ...]], demo: Demo, dataset: Any, watching: Callable[..., Any]
 ) -> Callable[..., Training]:

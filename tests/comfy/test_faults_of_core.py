@@ -1,5 +1,6 @@
 """The faults of ComfyUI's own trainer (v0.30.0), each named, shown there where that is cheap, and absent here."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,11 +41,11 @@ Calls = list[torch.Tensor]  # what the UNet was shown, call by call
 def few(run_node: Callable[..., Any], dataset: Any) -> Callable[..., Any]:
     """A dataset of the style's first pictures: `few(captions)`, one for each; cut to `shapes` (height, width)."""
 
-    def make(captions: list[str], shapes: list[tuple[int, int]] | None = None) -> Any:
-        shapes = shapes or [(SIDE, SIDE)] * len(captions)
+    def make(captions: list[str], shapes: list[tuple[int, int]] | None = None, side: int = SIDE) -> Any:
+        shapes = shapes or [(side, side)] * len(captions)
         pixels = [p.pixels((w, h)) for p, (h, w) in zip(dataset.pictures, shapes, strict=False)]
         (data,) = run_node(
-            "TriLoRADataset", folder=["unused"], trigger=[""], resolution=[SIDE], bucket_step=[32],
+            "TriLoRADataset", folder=["unused"], trigger=[""], resolution=[side], bucket_step=[32],
             images=[picture[None] for picture in pixels], captions=captions,
         )  # fmt: skip
         return data
@@ -124,6 +125,15 @@ def watched() -> Iterator[Callable[..., Learned]]:
         handle.remove()
 
 
+def most_held(work: Callable[[], Any]) -> int:
+    """Bytes of tensors, at the worst moment, above those that were there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in changes))
+
+
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -175,6 +185,24 @@ def test_fault_2_captions_of_a_batch_are_blended(
 
     assert change(lambda data: train(dataset=data, steps=1, **LORA | {"batch": 2})) > 1e-3
     assert change(lambda data: core(data, batch_size=2)) < 1e-4
+
+
+def test_fault_3_gradient_checkpointing_saves_nothing(
+    train: Callable[..., Any], core: Callable[..., Any], few: Callable[..., Any], captions: list[str],
+    options: Callable[..., Any],
+) -> None:  # fmt: skip
+    """The most memory held at once in a step on a batch of 2, with it over without it."""
+    data = few(captions[:2], [(128, 128)] * 2, side=128)
+
+    def ours(on: bool) -> int:
+        wire = options(checkpointing=on)
+        return most_held(lambda: train(dataset=data, steps=1, options=wire, **LORA | {"batch": 2}))
+
+    def cores(on: bool) -> int:
+        return most_held(lambda: core(data, batch_size=2, gradient_checkpointing=on))
+
+    assert ours(True) < 0.6 * ours(False)
+    assert cores(True) > 0.95 * cores(False)
 
 
 def test_fault_4_the_loss_is_weighted_by_sigma_squared(
