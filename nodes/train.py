@@ -23,7 +23,7 @@ from ..trilora.plot import loss_chart, spectrum_chart, stacked, to_tensor
 from ..trilora.targets import PRESETS, select
 from ..trilora.training import Settings, Step, create_layers, learned, train
 from .denoiser import ComfyDenoiser, lent
-from .encoding import encode_captions, encode_latents, examples
+from .encoding import encode, examples, kept_on_disk
 from .patching import file_of, portable_names
 from .sockets import CATEGORY, TriLoRA, TriLoRADataset
 
@@ -94,14 +94,13 @@ def clock(seconds: float) -> str:
 def run_training(model, clip, vae, dataset: Dataset, settings: Settings, progress: Progress) -> Run:
     """Encode, attach, learn. The MODEL is as it was afterwards, whatever happens."""
     run = Run(model, dataset, settings)
-    latents = encode_latents(vae, dataset, progress.say)
-    prompts = [dataset.prompt_of(picture) for picture in dataset.pictures]
-    plain = [picture.caption for picture in dataset.pictures] if settings.preserve else []
-    captions = encode_captions(clip, prompts + plain, progress.say)
-    shape = [settings.batch, *max((latent.shape for latent in latents), key=torch.Size.numel)]
-    with lent(model, ACTIVATIONS * model.memory_required(shape)) as patcher:
+    encoded = encode(
+        dataset, clip, vae, bool(settings.preserve),
+        lambda text, done, total: progress.say(f"{text} ({done} of {total})"), kept_on_disk(),
+    )  # fmt: skip
+    with lent(model, ACTIVATIONS * model.memory_required([settings.batch, *encoded.largest])) as patcher:
         denoiser = ComfyDenoiser(patcher)
-        data = examples(denoiser, dataset, latents, captions)
+        data = [variants[0] for variants in examples(denoiser, encoded)]
         network = patcher.model.diffusion_model
         progress.say("starting the adapters")
         run.layers = create_layers(select(network, settings.targets), settings)
@@ -186,7 +185,7 @@ class TrainTriLoRA(io.ComfyNode):
             learning_rate=learning_rate,
             shrink=shrink,
             clip=clip_norm,
-            preserve=preserve if dataset.trigger else 0.0,
+            preserve=preserve if dataset.has_plain else 0.0,
             seed=seed,
             targets=targets["pattern"] if targets["targets"] == "pattern" else targets["targets"],
         )
