@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trilora.buckets import bucket
+from trilora.buckets import FITS, bucket, place
 
 shapes = st.tuples(st.integers(16, 4000), st.integers(16, 4000))
 grids = st.sampled_from([(64, 8), (64, 64), (256, 16), (512, 64), (768, 32), (1024, 64), (500, 64)])
@@ -54,3 +54,13 @@ def test_buckets_of_common_shapes(size, want):
     assert bucket(size, 512, 64) == want
 
 
+@given(shapes, shapes, st.sampled_from(FITS))
+def test_a_placed_picture_fills_its_bucket_in_one_direction_and_keeps_its_shape(size, into, fit):
+    scaled, crop, pad = place(size, into, fit)
+    over = [a - b for a, b in zip(scaled, into, strict=True)]
+    assert 0 in over
+    assert all(d >= 0 for d in over) if fit == "crop" else all(d <= 0 for d in over)
+    assert crop == tuple(max(d, 0) // 2 for d in over)
+    assert pad == tuple(max(-d, 0) // 2 for d in over)
+    scale = (max if fit == "crop" else min)(b / a for a, b in zip(size, into, strict=True))
+    assert all(abs(b - a * scale) <= 0.5 or b == 1 for a, b in zip(size, scaled, strict=True))

@@ -1,14 +1,22 @@
 """How pictures are shown, drawn and held out."""
 
 from collections import Counter
+from dataclasses import fields, replace
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from trilora.dataset import Batches, Dataset, generator
-from trilora.pictures import Picture
+from trilora.errors import DataError
+from trilora.overview import overview
+from trilora.pictures import Picture, from_encodings, from_tensors, read_folder
+from trilora.plot import contact_sheet
+
 
 def test_without_a_step_every_picture_is_square():
     picture = Picture("a", "", (300, 1000), torch.zeros(1000, 300, 3))
@@ -84,3 +92,157 @@ def test_the_global_random_state_is_left_alone():
     before = torch.get_rng_state()
     Batches(((8, 8),) * 5, 2, 0).at(7)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def solid(shades: list[int], **settings: Any) -> Dataset:
+    """A data set of one-coloured pictures; equal shades are copies."""
+    images = [torch.full((20, 20, 3), shade / 255) for shade in shades]
+    return Dataset(from_tensors(images, [f"shade {shade}" for shade in shades]), **settings)
+
+
+@given(size_lists, st.integers(1, 6), st.integers(1, 30), st.integers(0, 9))
+def test_an_epoch_of_samples_is_that_many_rounded_up_to_batches(sizes, batch, samples, seed):
+    some, whole = Batches(sizes, batch, seed, samples), Batches(sizes, batch, seed)
+    assert some.per_epoch == min(whole.per_epoch, -(-samples // batch))
+    drawn = epoch(some, 1)
+    assert all(len({sizes[i] for i in indices}) == 1 for indices in drawn)
+    assert drawn == epoch(whole, 1)[: some.per_epoch]
+    if samples >= len(sizes) + batch * len(set(sizes)):
+        assert drawn == epoch(whole, 1)
+
+
+def test_samples_are_drawn_anew_each_epoch_until_every_picture_was_seen():
+    batches = Batches(((8, 8),) * 40, 2, 3, samples=10)
+    epochs = [{i for indices in epoch(batches, number) for i in indices} for number in range(40)]
+    assert all(len(drawn) == 10 for drawn in epochs)
+    assert epochs[0] != epochs[1]
+    assert set.union(*epochs) == set(range(40))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=14), st.floats(0, 0.99), st.integers(0, 5))
+def test_a_split_loses_nothing_and_keeps_copies_together(shades, share, seed):
+    data = solid(shades)
+    train, held_out = data.split(share, seed)
+    if not share or len(set(shades)) < 2:
+        assert train is data
+        assert held_out is None
+        return
+    names = [[p.name for p in side.pictures] for side in (train, held_out)]
+    assert sorted(names[0] + names[1]) == sorted(p.name for p in data.pictures)
+    assert min(map(len, names)) >= 1
+    shown = [{p.caption for p in side.pictures} for side in (train, held_out)]
+    assert not shown[0] & shown[1]
+    if len(set(shades)) == len(shades):
+        assert len(names[1]) == min(max(1, round(share * len(shades))), len(shades) - 1)
+
+
+def test_a_split_depends_on_bytes_and_seed_not_on_order():
+    shades = list(range(20))
+
+    def held(order: list[int], seed: int) -> set[str]:
+        return {p.caption for p in solid(order).split(0.3, seed)[1].pictures}
+
+    assert held(shades, 1) == held(shades[::-1], 1)
+    assert held(shades, 1) != held(shades, 2)
+
+
+def test_what_is_held_out_is_shown_once_and_as_it_is():
+    data = solid([1, 2, 3, 4], trigger="zxk", resolution=64, bucket_step=8, fit="pad", mirror=True, repeats=3,
+                 tag_orders=4, caption_dropout=0.1)  # fmt: skip
+    train, held_out = data.split(0.25, 0)
+    assert train == replace(data, pictures=train.pictures)
+    assert held_out == Dataset(held_out.pictures, "zxk", 64, 8, "pad")
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_outside_its_range_is_named(share):
+    with pytest.raises(DataError, match=f"held-out share is {share}"):
+        solid([1, 2]).split(share, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"fit": "stretch"}, "fit 'stretch' is unknown.*crop, pad"),
+        ({"caption_dropout": 1.5}, "caption_dropout is 1.5"),
+        ({"pictures": ()}, "no picture in the data set"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings, words):
+    with pytest.raises(DataError, match=words):
+        replace(solid([1]), **settings)
+
+
+CHANGES = {
+    "trigger": "other", "resolution": 128, "bucket_step": 0, "fit": "pad", "mirror": True, "repeats": 2,
+    "tag_orders": 2, "kept_tags": 1, "caption_dropout": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Dataset) if field.name != "pictures"])
+def test_every_setting_is_in_the_identity(name):
+    assert solid([1, 2], **{name: CHANGES[name]}).identity() != solid([1, 2]).identity()
+
+
+def test_the_identity_is_of_bytes_captions_and_masks_not_of_names():
+    data = solid([1, 2])
+    first, second = data.pictures
+
+    def identity(*pictures: Picture) -> str:
+        return replace(data, pictures=pictures).identity()
+
+    assert identity(replace(first, name="x"), second) == data.identity() == solid([1, 2]).identity()
+    others = [(second, first), (first,), (replace(first, caption="x"), second), (replace(first, alpha=True), second)]
+    others += [(replace(first, mask=torch.ones(20, 20) * weight), second) for weight in (0.5, 1)]
+    others += [tuple(solid([1, 3]).pictures)]
+    assert len({data.identity(), *(identity(*pictures) for pictures in others)}) == len(others) + 1
+    latents = [torch.zeros(4, 8, 8)] * 2
+    one, other = (from_encodings(latents, [[torch.ones(2, 3) * words, {}]]) for words in (1, 2))
+    assert identity(*one) != identity(*other)
+
+
+def test_encodings_have_no_plain_caption_and_their_own_size():
+    data = Dataset(from_encodings([torch.zeros(4, 8, 12)], ["words"]), trigger="zxk")
+    assert data.encoded
+    assert not data.has_plain
+    assert data.size_of(data.pictures[0]) == (12, 8)
+    assert solid([1], trigger="zxk").has_plain
+    assert not solid([1]).has_plain
+
+
+def test_an_overview_counts_buckets_and_names_what_is_amiss(tmp_path):
+    sizes = {"a": (600, 600), "b": (600, 600), "c": (300, 600), "d": (64, 64)}
+    for i, (name, size) in enumerate(sizes.items()):
+        Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "a.txt").write_text("a caption")
+    frames = [Image.new("RGB", (600, 600), (0, i, 0)) for i in range(3)]
+    frames[0].save(tmp_path / "e.gif", save_all=True, append_images=frames[1:])
+    lines = overview(Dataset(read_folder(tmp_path), "zxk", mirror=True))
+    assert lines == [
+        "5 pictures, sides of 64 to 600, trigger “zxk”, mirrored too",
+        "Buckets: 512 x 512: 4, 320 x 640: 1",
+        "Captions: 1 of 5",
+        "! 4 no caption: b.png, c.png, d.png, e.gif",
+        "! 2 enlarged: c.png x1.1, d.png x8.0",
+        "! 1 copies: a.png = b.png",
+        "! e.gif moves or has pages: only the first of 3 is used",
+    ]
+
+
+def test_an_overview_of_nothing_amiss_has_no_warning():
+    data = solid([1, 2], resolution=16, bucket_step=0)
+    assert not [line for line in overview(data) if line.startswith("!")]
+    encoded = overview(Dataset(from_encodings([torch.zeros(4, 8, 12)] * 2, ["words"])))
+    assert "the base can't be preserved" in encoded[-1]
+    assert encoded[1] == "Buckets: 12 x 8: 2"
+
+
+def test_a_contact_sheet_marks_missing_captions_and_warnings():
+    def red(heading: list[str], caption: str) -> int:
+        sheet = numpy.array(contact_sheet([torch.ones(20, 20, 3)], [caption], heading)).astype(int)
+        return int((abs(sheet - numpy.array([0xE4, 0x57, 0x2E])).sum(-1) < 30).sum())
+
+    assert red(["fine"], "a cat") == 0
+    assert red(["fine"], "") > 0
+    assert red(["! amiss"], "a cat") > 0
