@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfyui_version import __version__
 from torch import Tensor
 
 from ..trilora.cache import digest
 
-SAMPLES = 64  # of each tensor
+SAMPLES = 64  # of each tensor, at least, where it has as many
 
 
 def of_clip(clip: Any) -> str | None:
@@ -28,7 +27,7 @@ def of_weights(patcher: ModelPatcher) -> str:
     """A hash of every weight's name, shape, type and evenly spread samples, of the patches on it, and of ComfyUI's
     version.
 
-    It reads 64 numbers of each tensor, not all of them: models that differ in a few numbers between those, and in
+    It reads some 64 numbers of each tensor, not all of them: models that differ in a few numbers between those, and in
     nothing else, share a name. Training changes every number of a tensor, and so does merging.
     """
     weights = {}
@@ -41,8 +40,7 @@ def _sampled(value: Any) -> Any:
     """A nested value with tensors thinned out, and what a patch holds beside numbers by name."""
     if isinstance(value, Tensor):
         flat = value.detach().reshape(-1)
-        some = flat[torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), device=flat.device).long()]
-        return [str(value.dtype), list(value.shape), some.cpu()]
+        return [str(value.dtype), list(value.shape), flat[:: max(1, len(flat) // SAMPLES)].cpu()]
     if isinstance(value, list | tuple):
         return [_sampled(item) for item in value]
     if hasattr(value, "weights"):  # a weight adapter, such as a LoRA's

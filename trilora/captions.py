@@ -14,6 +14,7 @@ from .seeds import generator
 METADATA = "metadata.jsonl"
 SOURCES = ("automatic", "name.txt", "name.caption", METADATA, "folder's name")
 BESIDE = (".txt", ".caption")
+TRIES = 8  # for each order of tags that is wanted; the same one may be drawn again
 
 
 def finder(root: Path, source: str = "automatic") -> Callable[[Path], str]:
@@ -90,11 +91,14 @@ def orders(caption: str, count: int, kept: int) -> tuple[str, ...]:
     """
     tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
     front, rest = tags[:kept], tags[kept:]
-    made = dict.fromkeys([caption])
-    for number in range(1, count if len(rest) > 1 else 0):
+    made = {", ".join(tags): caption}
+    for number in range(1, count * TRIES):
+        if len(made) == count:
+            break
         order = torch.randperm(len(rest), generator=generator(0, "tags", caption, number)).tolist()
-        made[", ".join([*front, *(rest[i] for i in order)])] = None
-    return tuple(made)
+        words = ", ".join([*front, *(rest[i] for i in order)])
+        made.setdefault(words, words)
+    return tuple(made.values())
 
 
 def _one_line(text: str) -> str:

@@ -76,7 +76,7 @@ class Picture:
                 f"The mask of {self.name} is black all over, so nothing could be learned from the picture. White "
                 "is what counts: paint or invert the mask, or remove the picture."
             )
-        return torch.from_numpy(weights.clip(0, 1).astype(numpy.float32))
+        return torch.from_numpy(weights.clip(0, 1)) if weights.min() < 1 else None
 
     def digest(self) -> str:
         """A hash of the picture's own bytes: equal for copies under other names. A file is read for it anew."""
