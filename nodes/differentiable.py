@@ -28,8 +28,8 @@ def differentiable() -> Iterator[None]:
     """Within the block gradients pass through every network of ComfyUI, and are right; results are those of sampling.
 
     Fused kernels have no backward: their plain counterparts take their place. Flux and its kin add to their
-    activations in place, over values that the backward pass needs: `+=` makes a new tensor here, so that blocks
-    which are computed again (checkpointed) are right too, where torch would not notice.
+    activations in place, over values that the backward pass needs: `+=` makes a new tensor here, also where a block
+    is computed again (checkpointed).
 
     This holds for the whole process, as ComfyUI runs one prompt at a time.
     """

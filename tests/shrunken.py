@@ -294,7 +294,7 @@ def model(network: Shrunken) -> Any:
         config.set_inference_dtype(torch.float32, None)
         base = config.get_model({}, "").eval()
         if network.config == "Anima":
-            base.diffusion_model.llm_adapter = small_adapter()
+            base.diffusion_model.llm_adapter = small_adapter(base.get_dtype())
         parameters = dict(base.diffusion_model.named_parameters())
         for name, tensor in base.diffusion_model.state_dict().items():
             if tensor.is_floating_point() and (name == "pos_embed" or name in parameters):
@@ -303,12 +303,12 @@ def model(network: Shrunken) -> Any:
     return ModelPatcher(base, load_device=device, offload_device=comfy.model_management.unet_offload_device())
 
 
-def small_adapter() -> torch.nn.Module:
+def small_adapter(dtype: torch.dtype) -> torch.nn.Module:
     """Anima's text adapter, whose 100 million weights no setting of the network makes fewer."""
     import comfy.ops
     from comfy.ldm.anima.model import LLMAdapter
 
-    return LLMAdapter(24, 24, 32, 1, 2, operations=comfy.ops.disable_weight_init)
+    return LLMAdapter(24, 24, 32, 1, 2, dtype=dtype, operations=comfy.ops.disable_weight_init)
 
 
 def random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:

@@ -82,7 +82,7 @@ def table(chosen: Mapping[str, nn.Linear], rank: int | None = None) -> str:
 
     Args:
         chosen: see `select`.
-        rank: of the adapters; parameters are then those that learn, else those of the layers themselves.
+        rank: of the adapters; parameters are then those that learn (with a diagonal core), else those of the layers.
     """
     rows = [("layers", "count", "out x in", "parameters")]
     for kind, members in _kinds(chosen).items():
