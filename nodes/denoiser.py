@@ -40,6 +40,13 @@ class ComfyDenoiser:
         return self.sampling.noise_scaling(levels, noise.to(self.device), latents.to(self.device), False)
 
     def denoised(self, noisy: Tensor, levels: Tensor, conditions: Sequence[Any]) -> Tensor:
+        groups = alike(conditions)
+        if len(groups) == 1:
+            return self._together(noisy, levels, conditions)
+        parts = [self._together(noisy[g], levels[g], [conditions[i] for i in g]) for g in groups]
+        return torch.cat(parts)[torch.tensor(sum(groups, [])).argsort().to(noisy.device)]
+
+    def _together(self, noisy: Tensor, levels: Tensor, conditions: Sequence[Any]) -> Tensor:
         inputs = comfy.samplers.cond_cat(conditions)
         options = {**self.options, "cond_or_uncond": [0], "sigmas": levels}
         with self._precise():
@@ -80,6 +87,20 @@ class ComfyDenoiser:
                 yield
         finally:
             self.model.manual_cast_dtype = before
+
+
+def alike(conditions: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Places of the conditions that can go through the network together: captions of as many tokens, say."""
+    groups: list[list[int]] = []
+    for i, one in enumerate(conditions):
+        for group in groups:
+            first = conditions[group[0]]
+            if comfy.samplers.cond_equal_size(first, one) and all(first[k].size() == one[k].size() for k in one):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
 
 
 def _ordinary(value: Any) -> Any:

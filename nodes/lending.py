@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..trilora.checkpointing import checkpointed
 from ..trilora.errors import TrainingError
 from ..trilora.frozen import frozen
+from .differentiable import differentiable
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def lent(model: ModelPatcher, memory: int = 0, checkpointing: bool = False) -> I
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(_in_training())
+            stack.enter_context(differentiable())
             stack.enter_context(_ordinary_tensors(model.model))
             stack.enter_context(_frozen_layers(model.model))
             if checkpointing:
@@ -89,16 +90,6 @@ def _lies_ready(module: Any, like: Tensor) -> bool:
         and not hasattr(module, "_v")
         and not weight.is_inference()
     )
-
-
-@contextmanager
-def _in_training() -> Iterator[None]:
-    """ComfyUI's own flag: its networks then leave out fused kernels that have no backward."""
-    before, comfy.model_management.in_training = comfy.model_management.in_training, True
-    try:
-        yield
-    finally:
-        comfy.model_management.in_training = before
 
 
 @contextmanager

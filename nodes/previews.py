@@ -61,7 +61,7 @@ class Film:
         picture = Image.fromarray((pixels * 255).round().to(torch.uint8).cpu().numpy())
         write(self.folder / NAME.format(number), _png(picture))
         frames = self.frames()
-        write(self.folder / STRIP, _png(contact_sheet(list(frames.values()), [f"step {n}" for n in frames], 8)))
+        write(self.folder / STRIP, _png(contact_sheet(list(frames.values()), [f"step {n}" for n in frames], columns=8)))
         return picture
 
     def frames(self) -> dict[int, Tensor]:

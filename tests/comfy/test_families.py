@@ -49,7 +49,7 @@ class Run:
         self.before = weights(self.root)
         self.chosen = parts.targets.select(self.root, "attention + mlp")
         settings = parts.training.Settings(rank=2, steps=2, batch=2, preserve=0.3, learning_rate=1e-2, seed=3)
-        with parts.differentiable.differentiable(), parts.denoiser.lent(self.model) as patcher:
+        with parts.denoiser.lent(self.model) as patcher:
             self.denoiser = parts.denoiser.ComfyDenoiser(patcher)
             self.examples = [self.example(seed) for seed in range(2)]
             with attention_functions() as self.attention:
