@@ -20,6 +20,7 @@ from ..trilora.factors import Factors
 from ..trilora.files import Adapter
 from ..trilora.metadata import base_named, describe
 from ..trilora.objective import Variants
+from ..trilora.overview import overview
 from ..trilora.run import Run, Watch, difference, folder_of, identity, moved
 from ..trilora.settings import Settings
 from ..trilora.targets import select, table
@@ -27,14 +28,15 @@ from ..trilora.training import Training, create_layers
 from .denoiser import ComfyDenoiser, lent
 from .encoding import Encoded, encode, examples, kept_on_disk
 from .fingerprint import of_weights
+from .memory import TRAINED, estimate
 from .patching import file_of, portable_names
 from .previews import Film, Preview
 from .progress import RUNNING, Progress
 from .starting import start_factors
 
 UNFINISHED = "unfinished"  # folder under models/loras for what a cancelled or failed run had learned
-ACTIVATIONS = 6  # memory of a training step over that of a sampling step, roughly
 FEWEST = 10  # pictures from which some are held out without being asked
+LONG = 20  # steps from which a time is estimated
 COMPARED = 8  # pictures at which forgetting is measured
 
 
@@ -65,6 +67,7 @@ class Outcome:
     run: Run
     film: Film
     modules: Mapping[str, nn.Module]
+    memory: int  # bytes that a step takes beside the model, by estimate
     carried: Mapping[str, Factors] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
@@ -103,8 +106,9 @@ def run_training(task: Task, progress: Progress) -> Outcome:
         if data is not None
     }
     plain = [task.clip.encode_from_tokens_scheduled(task.clip.tokenize(text)) for text in task.plain]
-    shape = [task.settings.batch, *encoded["train"].largest]
-    memory = ACTIVATIONS * task.model.memory_required(shape)
+    largest, batch = encoded["train"].largest, task.settings.batch
+    memory = task.model.memory_required([batch, *largest])
+    memory += estimate(task.model, largest, batch, task.checkpointing)
     with lent(task.model, memory, task.checkpointing) as patcher, _advice(task):
         denoiser = ComfyDenoiser(patcher, task.settings.precision)
         data = {name: _preserving(denoiser, examples(denoiser, e), plain) for name, e in encoded.items()}
@@ -121,7 +125,7 @@ def run_training(task: Task, progress: Progress) -> Outcome:
             height, width = (side * ratio for side in encoded["train"].latents[0][0].shape[-2:])
             prompt = train.prompt_of(train.pictures[0])
             film = Film(task.preview, task.clip, task.vae, prompt, (width, height), run.folder)
-            outcome = Outcome(task, run, film, modules, carried)
+            outcome = Outcome(task, run, film, modules, memory, carried)
             with _listed(progress.node_id, run):
                 _go(outcome, patcher, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
@@ -152,6 +156,8 @@ def _before(outcome: Outcome) -> list[str]:
     task, run = outcome.task, outcome.run
     lines = [report.budget(run.training.layers, task.settings)]
     lines.append(report.length(task.settings, len(run.training.data.pictures)))
+    learning = sum(p.numel() for p in run.training.parameters.values())
+    lines.append(f"about {(outcome.memory + TRAINED * learning) / 1e9:.1f} GB of memory beside the model")
     if run.began:
         lines.append(f"going on from step {run.began} of the same run")
     elif changed := difference(run.folder.parent, run.folder, run.card):
@@ -160,8 +166,9 @@ def _before(outcome: Outcome) -> list[str]:
         lines.append(f"{len(run.held_out)} pictures held out, scored every {run.watch.score_every} steps")
     if not task.settings.preserve and not task.dataset.trigger:
         lines.append("the base is not preserved: without a trigger word every prompt is to learn the style")
+    lines += [line for line in overview(task.dataset) if line.startswith(("!", "Buckets"))]
     left = task.settings.steps - run.training.number
-    if left:
+    if left >= LONG:
         run.training.trial()  # the first pass is slower than all others
         lines.append(f"about {report.clock(run.training.trial() * left)} to go, after a trial step")
     return lines

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import grad
 from torch.autograd.function import once_differentiable
+from torch.nn import grad
 
 Fetch = Callable[[nn.Module, Tensor], AbstractContextManager[Tensor]]
 """The layer's weight, dense, in the given tensor's dtype and on its device, for the length of a block."""
