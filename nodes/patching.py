@@ -4,7 +4,6 @@ import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -242,10 +241,10 @@ def adapters_on(model: ModelPatcher) -> list[Patched]:
     """The adapters on a MODEL, first loaded first, from TriLoRA's and ComfyUI's own loaders, merges included."""
     groups: dict[int, dict[str, Layer]] = {}
     names: dict[int, set[str]] = {}
-    order: TopologicalSorter[int] = TopologicalSorter()
+    earlier: dict[int, set[int]] = {}
     unmarked: list[tuple[str, Layer]] = []
     for key, patches in model.patches.items():
-        before: list[int] = []
+        before: set[int] = set()
         for layer, offset in _layers(patches):
             if not isinstance(layer.patch, WeightAdapterBase):
                 unmarked.append((_path(key, offset), layer))
@@ -253,16 +252,23 @@ def adapters_on(model: ModelPatcher) -> list[Patched]:
             mark = id(layer.patch.loaded_keys)
             names[mark] = layer.patch.loaded_keys
             _put(groups.setdefault(mark, {}), _path(key, offset), layer)
-            if mark not in before:
-                order.add(mark, *before[-1:])
-                before.append(mark)
+            earlier.setdefault(mark, set()).update(before - {mark})
+            before.add(mark)
     found = [
         Patched(number, getattr(names[mark], "file", ""), groups[mark])
-        for number, mark in enumerate(order.static_order(), start=1)
+        for number, mark in enumerate(_in_order(earlier), start=1)
     ]
     for path, layer in unmarked:
         _put(_home(found, layer), path, layer)
     return found
+
+
+def _in_order(earlier: Mapping[int, set[int]]) -> list[int]:
+    """Adapters so that each comes behind those that lie under it on some weight; else as they were first seen."""
+    order: list[int] = []
+    while left := [mark for mark in earlier if mark not in order]:
+        order.append(next((mark for mark in left if earlier[mark] <= set(order)), left[0]))
+    return order
 
 
 def _layers(patches: list[tuple], outer: float = 1.0) -> list[tuple[Layer, Any]]:
@@ -325,11 +331,21 @@ def factors_of(patch: Any) -> Factors | None:
         if (raw := _raw_factors(patch)) is None:
             return None
         device = comfy.model_management.get_torch_device()
-        _CANONICAL[patch] = canonical(raw.to(device)).to(raw.u.device)
+        _CANONICAL[patch] = raw if _is_canonical(raw) else canonical(raw.to(device)).to(raw.u.device)
     return _CANONICAL[patch]
 
 
 _CANONICAL: weakref.WeakKeyDictionary[WeightAdapterBase, Factors] = weakref.WeakKeyDictionary()
+
+
+def _is_canonical(factors: Factors) -> bool:
+    """Whether they are a compact SVD already, as those of files and of training are."""
+    u, sigma, vh = factors
+    if sigma.ndim > 1 or bool((sigma < 0).any()) or bool((sigma.diff() > 0).any()):
+        return False
+    rows = vh.flatten(1)
+    one = torch.eye(len(sigma), dtype=u.dtype, device=u.device)
+    return all(torch.allclose(product, one, atol=1e-5) for product in (u.T @ u, rows @ rows.T))
 
 
 def _raw_factors(patch: WeightAdapterBase) -> Factors | None:

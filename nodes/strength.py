@@ -118,10 +118,7 @@ def gains_of(sigmas: gains.Spectra, keep: dict, curve: CurveInput) -> gains.Gain
 
 
 def heights(curve: CurveInput, places: Tensor) -> Tensor:
-    """The curve's gains at places 0..1. A flat one gives its very height: interpolation would round it."""
-    levels = {height for _, height in curve.points}
-    if len(levels) == 1:
-        return torch.full_like(places, 2 * levels.pop())
+    """The curve's gains at places 0..1. Interpolated in float64: in float32, a curve at the middle is 1 exactly."""
     return 2 * torch.from_numpy(curve.interp_array(places.double().numpy())).to(places)
 
 
@@ -135,16 +132,18 @@ def histogram(adapters: list[Patched]) -> list[int]:
 
 
 def report(adapters: list[Patched], bypass: bool) -> str:
-    """What was scaled, and which layers took the strength alone."""
+    """What came in and at which strength, and which layers took this node's strength alone."""
     lines = []
     for patched in adapters:
         kinds = Counter(layer.kind for layer in patched.layers.values())
-        lines.append(f"{patched.label}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + " layers")
+        amounts = {f"{layer.strength:.3g}" for layer in patched.layers.values()}
+        at = f" (at {amounts.pop()})" if len(amounts) == 1 else ""
+        lines.append(f"{patched.label}{at}: " + ", ".join(f"{count} x {kind}" for kind, count in kinds.items()))
     bare = {path: layer.kind for a in adapters for path, layer in a.layers.items() if not layer.has_sigma}
     if bare:
         named = ", ".join(f"{path} ({kind})" for path, kind in list(bare.items())[:8])
         lines.append(
-            f"{len(bare)} layers have no singular values and took the strength alone: {named}"
+            f"No singular values, so the strength alone, in {len(bare)} layers: {named}"
             + (" ..." if len(bare) > 8 else "")
         )
     if bypass:

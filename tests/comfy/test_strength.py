@@ -282,7 +282,7 @@ def test_what_has_no_sigma_takes_the_strength_alone_and_is_named(
     assert not torch.equal(got[key], demo.model.model.state_dict()[key])
     assert not torch.equal(got[shaped_key], expected[shaped_key])
     path = key.removeprefix("diffusion_model.").removesuffix(".weight")
-    assert f"1 layers have no singular values and took the strength alone: {path} ({kind})" in strength.ui["text"][0]
+    assert f"the strength alone, in 1 layers: {path} ({kind})" in strength.ui["text"][0]
     assert "\n2." not in strength.ui["text"][0]  # it belongs to the same adapter
     assert same(strength(core(tensors)), core(tensors))
 
@@ -303,6 +303,19 @@ def test_all_of_cores_loaders_and_a_merge_are_seen(
     got = weights(strength(merged, keep=top(2)))
     for key, exact in file.changes.items():
         assert far(got[key] - base[key], 0.5 * shaped(exact, first(2))) < 1e-4
+
+
+def test_the_node_tells_at_which_strength_each_adapter_came_in(
+    demo: Any, core: Callable, core_nodes: dict[str, Any], strength: Callable
+) -> None:
+    """Merges included: what they keep of a model's adapters, and what they take from the other's."""
+    merge = core_nodes["ModelMergeSimple"]().merge
+    one, other = core(write(demo.model).tensors, 0.8), core(write(demo.model, layers=CONVOLUTIONS).tensors, 0.5)
+    with torch.inference_mode():
+        (merged,) = merge(core(write(demo.model, seed=1).tensors, 0.4, one), other, 0.25)
+    told = strength_text(strength, strength(merged, 0.5)).splitlines()
+    amounts = (0.8 * 0.25 * 0.5, 0.4 * 0.25 * 0.5, 0.5 * 0.75 * 0.5)
+    assert told == [f"{i}. adapter (at {amount:.3g}): 4 x LoRA" for i, amount in enumerate(amounts, start=1)]
 
 
 def test_an_adapter_from_a_bypass_loader_is_told(
@@ -345,6 +358,38 @@ def test_sigma_is_found_once_while_the_curve_is_played_with_and_goes_with_the_mo
     gc.collect()
     assert patch() is None
     assert factor() is None
+
+
+def test_factors_that_are_canonical_already_are_not_kept_twice(
+    demo: Any, file: LoraFile, saved: Callable, run_node: Callable, strength: Callable
+) -> None:
+    model, trilora, _ = run_node("TriLoRALoad", model=demo.model, file=saved(file.tensors), strength=1.0)
+    kept = strength(model, keep=top(2))
+    used = {id(tensor) for factors in trilora.layers.values() for tensor in factors}
+    assert all({id(tensor) for tensor in kept.patches[key][0][1].weights[:3]} <= used for key in file.changes)
+
+
+def test_factors_that_are_not_canonical_are_made_so(
+    demo: Any, file: LoraFile, saved: Callable, run_node: Callable, strength: Callable
+) -> None:
+    """Adapters on a wire may come from anywhere: here the same change with other bases."""
+    import dataclasses
+
+    _, trilora, _ = run_node("TriLoRALoad", model=demo.model, file=saved(file.tensors), strength=1.0)
+    mixed = {name: mix(factors) for name, factors in trilora.layers.items()}
+    (model,) = run_node(
+        "TriLoRAApply", model=demo.model, trilora=dataclasses.replace(trilora, layers=mixed), strength=1.0
+    )
+    kept = strength(model, keep=top(3))
+    for key, exact in file.changes.items():
+        assert far(change(kept, key), shaped(exact, first(3))) < 5e-6
+
+
+def mix(factors: Any) -> Any:
+    """u·diag(2, 1, ..) and sigma halved to match, in reversed order: neither orthonormal nor descending."""
+    u, sigma, vh = factors
+    sizes = torch.linspace(2, 1, len(sigma))
+    return factors._replace(u=(u * sizes).flip(1), sigma=(sigma / sizes).flip(0), vh=vh.flip(0))
 
 
 def test_a_shaped_patch_survives_being_rebuilt_as_streamed_weights_are(
