@@ -90,7 +90,8 @@ def canonicalising(tensors: dict[str, torch.Tensor]) -> tuple[float, float]:
     return ours, dense
 
 
-def repatching(model: Any, tensors: dict[str, torch.Tensor], strength_node: type) -> list[tuple[float, float]]:
+def repatching(model: Any, tensors: dict[str, torch.Tensor], strength_node: type, turns: int = TURNS
+) -> list[tuple[float, float]]:
     """Median seconds for a moved point of our curve, and for core's LoRA strength: (node and patching, patching)."""
     import comfy.model_management
     import comfy.sd
@@ -113,7 +114,7 @@ def repatching(model: Any, tensors: dict[str, torch.Tensor], strength_node: type
         return time.perf_counter() - start, time.perf_counter() - between
 
     with torch.inference_mode():
-        times = [(timed(ours, turn), timed(core, turn)) for turn in range(TURNS + 1)][1:]  # the first finds Σ
+        times = [(timed(ours, turn), timed(core, turn)) for turn in range(turns + 1)][1:]  # the first finds Σ
     return [tuple(statistics.median(column) for column in zip(*kind, strict=True)) for kind in zip(*times, strict=True)]
 
 

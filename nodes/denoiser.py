@@ -13,8 +13,6 @@ from torch import Tensor
 
 from .lending import lent  # noqa: F401 - callers take both from here
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-
 
 class ComfyDenoiser:
     """`trilora.objective.Denoiser` on a lent MODEL; a condition is ComfyUI's `model_conds` of one caption.

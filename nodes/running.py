@@ -10,6 +10,7 @@ from pathlib import Path
 import comfy.model_management
 import folder_paths
 from comfy.model_patcher import ModelPatcher
+from torch import nn
 
 from ..trilora import files, report
 from ..trilora.attach import attached
@@ -21,7 +22,7 @@ from ..trilora.metadata import base_named, describe
 from ..trilora.objective import Variants
 from ..trilora.run import Run, Watch, difference, folder_of, identity, moved
 from ..trilora.settings import Settings
-from ..trilora.targets import select
+from ..trilora.targets import select, table
 from ..trilora.training import Training, create_layers
 from .denoiser import ComfyDenoiser, lent
 from .encoding import Encoded, encode, examples, fingerprint
@@ -62,6 +63,7 @@ class Outcome:
     task: Task
     run: Run
     film: Film
+    modules: Mapping[str, nn.Module]
     carried: Mapping[str, Factors] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
@@ -88,6 +90,8 @@ class Outcome:
 
 def run_training(task: Task, progress: Progress) -> Outcome:
     """Train. The MODEL is as it was afterwards, whatever happens."""
+    if task.settings.learn == "sigma" and task.start is None:
+        raise TrainingError("Σ alone can only learn on an adapter that there is: connect one to start_from.")
     train, held = _split(task)
     sets = {"train": train, "held out": held, "regularisation": task.regularisation}
     wanted = task.settings.preserve > 0 and not task.plain
@@ -97,20 +101,21 @@ def run_training(task: Task, progress: Progress) -> Outcome:
     plain = [task.clip.encode_from_tokens_scheduled(task.clip.tokenize(text)) for text in task.plain]
     shape = [task.settings.batch, *encoded["train"].largest]
     memory = ACTIVATIONS * task.model.memory_required(shape)
-    with lent(task.model, memory) as patcher, _advice(task.settings, progress):
-        denoiser = ComfyDenoiser(patcher)
+    with lent(task.model, memory, task.checkpointing) as patcher, _advice(task):
+        denoiser = ComfyDenoiser(patcher, task.settings.precision)
         data = {name: _preserving(denoiser, examples(denoiser, e), plain) for name, e in encoded.items()}
         progress.say("starting the adapters")
         network = patcher.model.diffusion_model
         start, carried = start_factors(task.model, task.start) if task.start else ({}, {})
-        modules = {path: network.get_submodule(path) for path in start} or select(network, task.settings.targets)
+        modules = {path: network.get_submodule(path) for path in start}
+        modules = modules or select(network, task.settings.targets, task.settings.blocks)
         layers = create_layers(modules, task.settings, start)
         with attached(network, layers) as switch:
             training = Training(denoiser, layers, switch, data["train"], task.settings, data.get("regularisation", ()))
             run = _run(task, training, encoded, data)
             size = train.size_of(train.pictures[0])
             film = Film(task.preview, task.clip, task.vae, train.prompt_of(train.pictures[0]), size, run.folder)
-            outcome = Outcome(task, run, film, carried)
+            outcome = Outcome(task, run, film, modules, carried)
             with _listed(progress.node_id, run):
                 _go(outcome, patcher, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
@@ -130,6 +135,7 @@ def _go(outcome: Outcome, patcher: ModelPatcher, progress: Progress, looked_at: 
             _preview(outcome, patcher, progress, step.number)
         plain = [example for example in looked_at[:COMPARED] if example.plain is not None]
         outcome.said += report.outcome(run, moved(run.training, plain) if plain and settings.preserve else None)
+        outcome.said.append(table(outcome.modules, settings.rank))
     except BaseException:
         outcome.keep()
         raise
@@ -211,22 +217,24 @@ def _listed(node_id: str, run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _advice(settings: Settings, progress: Progress) -> Iterator[None]:
+def _advice(task: Task) -> Iterator[None]:
     """Says what to lower, and by how much, where the memory does not suffice."""
     try:
         yield
     except comfy.model_management.OOM_EXCEPTION as error:
-        raise TrainingError(f"{out_of_memory(settings)} What was learned is on disk. ({error})") from error
+        raise TrainingError(f"{out_of_memory(task)} What was learned is on disk. ({error})") from error
 
 
-def out_of_memory(settings: Settings, checkpointing: bool = False) -> str:
-    """The next thing to lower."""
+def out_of_memory(task: Task) -> str:
+    """The next thing to lower, and by how much."""
+    settings = task.settings
     if settings.batch > 1:
         half = settings.batch // 2
         return (
             f"The memory does not suffice for a batch of {settings.batch}. Lower batch to {half} and raise accumulate "
             f"to {settings.accumulate * settings.batch // half}: the steps stay the same."
         )
-    if not checkpointing:
+    if not task.checkpointing:
         return "The memory does not suffice. Switch on checkpointing in TriLoRA Training Options."
-    return "The memory does not suffice. Lower the dataset's resolution to three quarters of what it is."
+    smaller = task.dataset.resolution * 3 // 4 // 64 * 64
+    return f"The memory does not suffice. Lower the dataset's resolution from {task.dataset.resolution} to {smaller}."

@@ -83,6 +83,7 @@ QWEN_SILENT = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.att
                "transformer_blocks.1.txt_mlp.*")  # fmt: skip
 NETWORKS = {
     "SD1.5": Shrunken("SD15", UNET, (4, 8, 8)),
+    "SD2.1": Shrunken("SD20", {**UNET, "use_linear_in_transformer": True, "num_head_channels": 16}, (4, 8, 8)),
     "SDXL": Shrunken(
         "SDXL",
         {**UNET, "use_linear_in_transformer": True, "transformer_depth": [0, 2],
@@ -145,6 +146,13 @@ NETWORKS = {
         {**LUMINA, "n_kv_heads": 2, "rope_theta": 256.0, "z_image_modulation": True, "time_scale": 1000.0,
          "pad_tokens_multiple": 32, "dim": 256, "axes_dims": [32, 48, 48]},
         (16, 8, 8),
+    ),
+    "Z-Image in pixels": Shrunken(
+        "ZImagePixelSpace",
+        {**LUMINA, "image_model": "zimage_pixel", "n_kv_heads": 2, "rope_theta": 256.0, "z_image_modulation": True,
+         "time_scale": 1000.0, "pad_tokens_multiple": 32, "dim": 256, "axes_dims": [32, 48, 48], "patch_size": 8,
+         "in_channels": 3, "decoder_hidden_size": 32, "decoder_num_res_blocks": 1, "decoder_max_freqs": 2},
+        (3, 32, 32),
     ),
     "Omnigen 2": Shrunken(
         "Omnigen2",
@@ -235,6 +243,13 @@ NETWORKS = {
         "ErnieImage",
         {"image_model": "ernie", "hidden_size": 32, "num_attention_heads": 2, "num_layers": 2, "ffn_hidden_size": 64,
          "text_in_dim": 24, "rope_axes_dim": (4, 6, 6)},
+        (128, 4, 4),
+    ),
+    "Ideogram 4": Shrunken(
+        "Ideogram4",
+        {"image_model": "ideogram4", "in_channels": 128, "num_layers": 2, "num_attention_heads": 2,
+         "attention_head_dim": 16, "intermediate_size": 64, "adaln_dim": 16, "llm_features_dim": 24,
+         "mrope_section": [2, 3, 3]},
         (128, 4, 4),
     ),
     "Krea 2": Shrunken(

@@ -42,10 +42,10 @@ FAMILIES = (
         ("double_blocks.*.img_mlp.*", "double_blocks.*.txt_mlp.*"),
     ),
     Family(
-        "lumina",  # Lumina 2, Z-Image
+        "lumina",  # Lumina 2, Z-Image, Ideogram 4
         "layers.*.attention.qkv",
         ("layers",),
-        ("*.attention.qkv", "*.attention.out"),
+        ("*.attention.qkv", "*.attention.out", "*.attention.o"),
         (),
         ("*.feed_forward.w1", "*.feed_forward.w2", "*.feed_forward.w3"),
     ),

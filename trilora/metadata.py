@@ -25,9 +25,18 @@ BASES: Mapping[str, Base] = {  # ComfyUI's model class -> names
     "SDXL": Base("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
     "SD3": Base("sd3", "stable-diffusion-3-medium/lora"),
     "Flux": Base("flux1", "flux-1-dev/lora"),
+    "Flux2": Base("flux2", "flux-2/lora"),
+    "Chroma": Base("chroma", "chroma/lora"),
     "Lumina2": Base("lumina2", "lumina-2/lora"),
-    "QwenImage": Base("qwen-image", "qwen-image/lora"),
+    "QwenImage": Base("qwen_image", "Qwen-Image/lora"),
     "WAN21": Base("wan2.1", "wan2.1/lora"),
+    "WAN22": Base("wan2.2", "wan2.2/lora"),
+    "HunyuanVideo": Base("hunyuan_video", "hunyuan-video/lora"),
+    "HunyuanVideo15": Base("hunyuan_video_1_5", "hunyuan-video-1.5/lora"),
+    "HunyuanImage21": Base("hunyuan-image-2.1", "hunyuan-image-2.1/lora"),
+    "Kandinsky5": Base("kandinsky5", "kandinsky5/lora"),
+    "Krea2": Base("krea2", "krea2/lora"),
+    "Anima": Base("anima", "anima/lora"),
 }
 
 

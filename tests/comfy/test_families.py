@@ -3,10 +3,12 @@
 import importlib
 import logging
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,7 +52,8 @@ class Run:
         with parts.differentiable.differentiable(), parts.denoiser.lent(self.model) as patcher:
             self.denoiser = parts.denoiser.ComfyDenoiser(patcher)
             self.examples = [self.example(seed) for seed in range(2)]
-            self.predicted = self.prediction().detach()
+            with attention_functions() as self.attention:
+                self.predicted = self.prediction().detach()
             self.layers = parts.training.create_layers(self.chosen, settings)
             with parts.attach.attached(self.root, self.layers) as switch:
                 self.steps = list(parts.training.train(self.denoiser, self.layers, switch, self.examples, settings))
@@ -101,6 +104,23 @@ class Run:
         return self.parts.files.Adapter({names[path]: value for path, value in factors.items()}, {})
 
 
+@contextmanager
+def attention_functions() -> Iterator[set[str]]:
+    """Names of ComfyUI's attention functions that are called within the block."""
+    called: set[str] = set()
+
+    def watch(frame: FrameType, event: str, _argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_name.startswith("attention_") and code.co_filename.endswith("attention.py"):
+            called.add(code.co_name)
+
+    sys.setprofile(watch)
+    try:
+        yield called
+    finally:
+        sys.setprofile(None)
+
+
 def weights(root: torch.nn.Module) -> dict[str, tuple[torch.nn.Parameter, torch.Tensor]]:
     """Every parameter: the object itself, and a copy of its bits."""
     return {name: (p, p.detach().clone()) for name, p in root.named_parameters()}
@@ -143,6 +163,11 @@ def test_training_sees_the_network_that_samples(run: Run) -> None:
         options = {"cond_or_uncond": [0], "sigmas": levels}
         sampled = run.model.model.apply_model(noisy, levels, transformer_options=options, **inputs)
     torch.testing.assert_close(run.predicted, sampled.clone(), rtol=1e-3, atol=1e-4)
+
+
+def test_attention_is_torchs_own(run: Run) -> None:
+    """Others may have no backward, or depend on how much memory is free."""
+    assert run.attention == {"attention_pytorch"}
 
 
 def test_the_gradient_is_the_slope_of_the_loss(run: Run) -> None:

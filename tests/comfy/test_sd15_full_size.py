@@ -72,7 +72,7 @@ def test_it_is_found_trained_saved_and_loaded_by_core(
         (loaded,) = core_nodes["LoraLoaderModelOnly"]().load_lora_model_only(model, name, 1.0)
     assert not [line for line in caplog.messages if "not loaded" in line.lower()]
     assert len(loaded.patches) == 128
-    (ours, _) = run_node("TriLoRALoad", model=model, file=name, strength=1.0)
+    ours, *_ = run_node("TriLoRALoad", model=model, file=name, strength=1.0)
     assert ours.patches.keys() == loaded.patches.keys()
     (comfy_base / "models" / "loras" / name).unlink()
 

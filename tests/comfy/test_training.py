@@ -1,6 +1,5 @@
 """Train TriLoRA on the graph's own MODEL: it learns, is repeatable, and leaves the MODEL as it was."""
 
-import hashlib
 import json
 import threading
 import time
@@ -11,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from identical import fingerprint, same
 
 pytestmark = pytest.mark.comfy
 
@@ -23,23 +23,8 @@ METHODS = [
 ]
 
 
-def fingerprint(model: Any) -> str:
-    """A hash over every tensor of the MODEL, its name, its type and its place in memory."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.is_inference()} {tensor.data_ptr()}".encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def hooks(model: Any) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
-
-
-def same(a: Any, b: Any) -> bool:
-    return list(a.layers) == list(b.layers) and all(
-        torch.equal(x, y) for name in a.layers for x, y in zip(a.layers[name], b.layers[name], strict=True)
-    )
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: "-".join(m.values()))
