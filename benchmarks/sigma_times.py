@@ -90,7 +90,8 @@ def canonicalising(tensors: dict[str, torch.Tensor]) -> tuple[float, float]:
     return ours, dense
 
 
-def repatching(model: Any, tensors: dict[str, torch.Tensor], strength_node: type, turns: int = TURNS
+def repatching(
+    model: Any, tensors: dict[str, torch.Tensor], strength_node: type, turns: int = TURNS
 ) -> list[tuple[float, float]]:
     """Median seconds for a moved point of our curve, and for core's LoRA strength: (node and patching, patching)."""
     import comfy.model_management

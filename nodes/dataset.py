@@ -4,9 +4,15 @@ from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
+from server import PromptServer
+from torch import Tensor
 
-from ..trilora.dataset import PICTURES, Dataset, from_tensors, read_folder
+from ..trilora.buckets import FITS
+from ..trilora.captions import SOURCES
+from ..trilora.dataset import Dataset
 from ..trilora.errors import DataError
+from ..trilora.overview import overview
+from ..trilora.pictures import Picture, from_encodings, from_tensors, picture_files, read_folder, with_masks
 from ..trilora.plot import contact_sheet, to_tensor
 from .sockets import CATEGORY, TriLoRADataset
 
@@ -32,7 +38,7 @@ def folder_named(name: str) -> Path:
 
 
 def _holds_pictures(path: Path) -> bool:
-    return path.is_dir() and any(file.suffix.lower() in PICTURES for file in path.iterdir())
+    return path.is_dir() and next(picture_files(path), None) is not None
 
 
 class TriLoRADatasetNode(io.ComfyNode):
@@ -42,20 +48,23 @@ class TriLoRADatasetNode(io.ComfyNode):
             node_id="TriLoRADataset",
             display_name="TriLoRA Dataset",
             category=CATEGORY,
-            description="Pictures with captions to train on: 10 to 100 that share a style or a subject.",
+            description="Pictures with captions to train on: 10 to 100 that share a style or a subject. A second one, "
+            "of the same kind of thing in general and without a trigger word, serves as regularisation pictures.",
             is_input_list=True,
             inputs=[
                 io.Combo.Input(
                     "folder",
                     options=folders(),
                     tooltip="A folder under input/. Each picture's caption is the text file of the same name beside it "
-                    "(name.txt or name.caption). Not read when pictures are connected.",
+                    "(name.txt or name.caption), or its line in metadata.jsonl. Not read when pictures or latents are "
+                    "connected.",
                 ),
                 io.String.Input(
                     "trigger",
                     default="",
                     tooltip="A word that calls the style in prompts, put before every caption. Choose letters that "
-                    "mean nothing yet, such as 'zorvex'. With a trigger, prompts without it stay as they were.",
+                    "mean nothing yet, such as 'zorvex'. With a trigger, prompts without it stay as they were. Leave "
+                    "it empty for regularisation pictures.",
                 ),
                 io.Int.Input(
                     "resolution", default=512, min=64, max=2048, step=8,
@@ -65,7 +74,7 @@ class TriLoRADatasetNode(io.ComfyNode):
                 io.Int.Input(
                     "bucket_step", default=64, min=0, max=256, step=8, advanced=True,
                     tooltip="Pictures keep their shape: they are sorted into sizes whose sides are multiples of this "
-                    "many pixels. 0 crops every picture to the square.",
+                    "many pixels. 0 makes every picture square.",
                 ),
                 io.Image.Input(
                     "images", optional=True,
@@ -76,25 +85,125 @@ class TriLoRADatasetNode(io.ComfyNode):
                     tooltip="One caption for each connected picture, in the same order: a list, or one text with a "
                     "line for each.",
                 ),
+                io.Latent.Input(
+                    "latents", optional=True,
+                    tooltip="Encoded pictures or videos instead of the folder, such as core's Make Training Dataset "
+                    "gives: a list, or batches. Needs conditioning. Resolution, fit, mirroring and tags don't act.",
+                ),
+                io.Conditioning.Input(
+                    "conditioning", optional=True,
+                    tooltip="One conditioning for each connected latent, in the same order, or one for them all. "
+                    "Being encoded already, it has no caption without the trigger, so the base is not preserved.",
+                ),
+                io.Mask.Input(
+                    "masks", optional=True,
+                    tooltip="One mask for each picture, in the same order (for a folder: by name). White is learned, "
+                    "black is not, grey is in between. Load Image's mask of transparency has to be inverted.",
+                ),
+                *rare_inputs(),
             ],
             outputs=[TriLoRADataset.Output("dataset", tooltip="For the dataset input of Train TriLoRA.")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, folder, trigger, resolution, bucket_step, images=None, captions=None):
-        if images:
+    def fingerprint_inputs(cls, folder, images=None, latents=None, subfolders=(False,), **_):
+        if images or latents:
             return 0
-        path = folder_named(folder[0])
-        return sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in path.iterdir()) if path.is_dir() else []
+        root = folder_named(folder[0])
+        files = (path for path in (root.rglob("*") if subfolders[0] else root.glob("*")) if path.is_file())
+        return sorted((path.as_posix(), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
 
     @classmethod
-    def execute(cls, folder, trigger, resolution, bucket_step, images=None, captions=None) -> io.NodeOutput:
-        if images:
+    def execute(
+        cls, folder, trigger, resolution, bucket_step, images=None, captions=None, latents=None, conditioning=None,
+        masks=None, **rare,
+    ) -> io.NodeOutput:  # fmt: skip
+        chosen = {each.id: rare.get(each.id, [each.default])[0] for each in rare_inputs()}
+        alpha = chosen.pop("transparency") == "mask"
+        reading = (chosen.pop("caption_source"), chosen.pop("subfolders"), alpha)
+        if latents:
+            pictures = connected_latents(latents, conditioning or [])
+        elif images:
             lines = [line for text in captions or [] for line in text.splitlines()]
-            pictures = from_tensors([picture for batch in images for picture in batch], lines)
+            pictures = from_tensors([picture for batch in images for picture in batch], lines, alpha)
         else:
-            pictures = read_folder(folder_named(folder[0]))
-        dataset = Dataset(pictures, trigger[0].strip(), resolution[0], bucket_step[0])
-        shown = dataset.pictures[:SHOWN]
-        sheet = contact_sheet([p.pixels(dataset.size_of(p)) for p in shown], [dataset.prompt_of(p) for p in shown])
-        return io.NodeOutput(dataset, ui=ui.PreviewImage(to_tensor(sheet), cls=cls))
+            pictures = read_folder(folder_named(folder[0]), *reading)
+        if masks:
+            pictures = with_masks(pictures, [mask for batch in masks for mask in batch])
+        dataset = Dataset(pictures, trigger[0].strip(), resolution[0], bucket_step[0], **chosen)
+        return io.NodeOutput(dataset, ui=shown(dataset, cls))
+
+
+def rare_inputs() -> list:
+    """What a newcomer leaves alone; whoever queues a prompt by hand may leave it out."""
+    return [
+        io.Combo.Input(
+            "caption_source", options=list(SOURCES), default="automatic", optional=True, advanced=True,
+            tooltip="Where a folder's captions come from. 'automatic' takes, for each picture, the first there is of "
+            "name.txt, name.caption and its line in metadata.jsonl (file_name, text). The folder's name is never "
+            "taken unasked.",
+        ),
+        io.Boolean.Input(
+            "subfolders", default=False, optional=True, advanced=True,
+            tooltip="Whether pictures in folders inside the folder count too.",
+        ),
+        io.Combo.Input(
+            "fit", options=list(FITS), default="crop", optional=True, advanced=True,
+            tooltip="'crop' fills the size and cuts what sticks out at the sides, a few per cent; 'pad' shows the "
+            "whole picture, and nothing is learned from the border.",
+        ),
+        io.Boolean.Input(
+            "mirror", default=False, optional=True, advanced=True,
+            tooltip="Whether each picture is shown mirrored too. It helps with few pictures; not for writing, faces "
+            "with a parting, or captions that say left and right.",
+        ),
+        io.Int.Input(
+            "repeats", default=1, min=1, max=1000, optional=True, advanced=True,
+            tooltip="How often each picture comes in an epoch; it weighs this data set against another one.",
+        ),
+        io.Int.Input(
+            "tag_orders", default=1, min=1, max=64, optional=True, advanced=True,
+            tooltip="In how many orders of its comma-separated tags each caption is shown, so that order comes to "
+            "mean nothing. 1 leaves captions as they are written; each order is encoded once.",
+        ),
+        io.Int.Input(
+            "kept_tags", default=0, min=0, max=64, optional=True, advanced=True,
+            tooltip="How many tags stay in front in every order. The trigger word always does.",
+        ),
+        io.Float.Input(
+            "caption_dropout", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
+            tooltip="Share of the steps, 0 to 1, in which a picture is shown with the empty caption. 0.05 to 0.1 lets "
+            "the style into unprompted pictures too and keeps guidance (CFG) working.",
+        ),
+        io.Combo.Input(
+            "transparency", options=["white", "mask"], default="white", optional=True, advanced=True,
+            tooltip="What see-through parts of a picture become: white, or white and left out of the loss ('mask'), "
+            "so that only the thing itself is learned.",
+        ),
+    ]  # fmt: skip
+
+
+def connected_latents(latents: list, conditioning: list) -> tuple[Picture, ...]:
+    """Latents one by one, however they are batched, each with its conditioning."""
+    samples = [latent["samples"] for latent in latents]
+    if any(not isinstance(batch, Tensor) for batch in samples):
+        raise DataError("These latents hold several things at once (video with sound), which can't be trained on.")
+    singles = [[entry] for entries in conditioning for entry in entries]
+    return from_encodings([latent for batch in samples for latent in batch], singles)
+
+
+def shown(dataset: Dataset, cls: type[io.ComfyNode]) -> dict:
+    """The contact sheet below what there is to say of the pictures, as a picture and as text on the node."""
+    lines = overview(dataset)
+    seen = () if dataset.encoded else dataset.pictures[:SHOWN]
+    captions = [dataset.prompt_of(picture) if picture.caption else "" for picture in seen]
+    sheet = contact_sheet([thumbnail(dataset, picture) for picture in seen], captions, lines)
+    PromptServer.instance.send_progress_text("\n".join(lines), cls.hidden.unique_id)
+    return {**ui.PreviewImage(to_tensor(sheet), cls=cls).as_dict(), "text": ("\n".join(lines),)}
+
+
+def thumbnail(dataset: Dataset, picture: Picture) -> Tensor:
+    """A picture as it is trained on; what its mask leaves out is pale."""
+    pixels, weights = dataset.pixels_of(picture), dataset.weights_of(picture)
+    return pixels if weights is None else 1 - (1 - pixels) * (0.2 + 0.8 * weights[..., None])

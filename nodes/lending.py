@@ -58,6 +58,9 @@ def fetched(module: nn.Module, like: Tensor) -> Iterator[Tensor]:
 
     ComfyUI's buffers are inference tensors, which only inference mode may fill.
     """
+    if _lies_ready(module, like):
+        yield module.weight.detach()
+        return
     with torch.inference_mode():
         if hasattr(module, "cast_bias_weight"):  # GGUF layers bring their own
             weight, bias, stream = *module.cast_bias_weight(like)[:2], None
@@ -75,6 +78,19 @@ def fetched(module: nn.Module, like: Tensor) -> Iterator[Tensor]:
             comfy.ops.uncast_bias_weight(module, weight, bias, stream)
 
 
+def _lies_ready(module: Any, like: Tensor) -> bool:
+    """Whether the weight is an ordinary one that needs no fetching, casting or patching."""
+    weight = module.weight
+    return (
+        type(weight) is nn.Parameter
+        and weight.dtype == like.dtype
+        and weight.device == like.device
+        and not module.weight_function
+        and not hasattr(module, "_v")
+        and not weight.is_inference()
+    )
+
+
 @contextmanager
 def _in_training() -> Iterator[None]:
     """ComfyUI's own flag: its networks then leave out fused kernels that have no backward."""
@@ -89,7 +105,7 @@ def _in_training() -> Iterator[None]:
 def _ordinary_tensors(root: nn.Module) -> Iterator[None]:
     """Loaders make weights under inference mode, which autograd refuses: see each through an ordinary tensor.
 
-    Streamed weights stay as they are: ComfyUI keeps notes on them.
+    Streamed weights stay as they are: ComfyUI keeps notes on them (`_v` marks their layers).
     """
     swapped: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
     try:
@@ -128,7 +144,7 @@ def _frozen_forward(module: Any) -> Callable[..., Any]:
     if known and _is_affine(module):
         return lambda input: _affine(module, own, input)
     if known and isinstance(module, tuple(NORMS)) and module.weight is not None:
-        return lambda input: _norm(module, input)
+        return lambda input: own(input) if _lies_ready(module, input) else _norm(module, input)
 
     def other(*args: Any, **kwargs: Any) -> Any:
         if not (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)):
@@ -158,7 +174,7 @@ def _affine(module: Any, own: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         x = x.clone()  # it clamps its input in place
 
     def run(x: Tensor) -> Tensor:
-        return _run(lambda: forward(x))
+        return forward(x) if _lies_ready(module, x) else _run(lambda: forward(x))
 
     return frozen(module, x, run, fetched) if torch.is_grad_enabled() and x.requires_grad else run(x)
 

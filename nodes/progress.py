@@ -30,6 +30,10 @@ class Progress:
             self.told = time.monotonic()
             PromptServer.instance.send_progress_text(text, self.node_id)
 
+    def count(self, text: str, done: int, total: int) -> None:
+        """What is being encoded, and how far that is."""
+        self.say(f"{text} ({done} of {total})")
+
     def step(self, step: Step) -> None:
         """One step further."""
         now = time.monotonic()

@@ -25,7 +25,8 @@ from ..trilora.settings import Settings
 from ..trilora.targets import select, table
 from ..trilora.training import Training, create_layers
 from .denoiser import ComfyDenoiser, lent
-from .encoding import Encoded, encode, examples, fingerprint
+from .encoding import Encoded, encode, examples, kept_on_disk
+from .fingerprint import of_weights
 from .patching import file_of, portable_names
 from .previews import Film, Preview
 from .progress import RUNNING, Progress
@@ -95,8 +96,11 @@ def run_training(task: Task, progress: Progress) -> Outcome:
     train, held = _split(task)
     sets = {"train": train, "held out": held, "regularisation": task.regularisation}
     wanted = task.settings.preserve > 0 and not task.plain
+    cache = kept_on_disk()
     encoded = {
-        name: encode(data, task.clip, task.vae, wanted, progress.say) for name, data in sets.items() if data is not None
+        name: encode(data, task.clip, task.vae, wanted, progress.count, cache)
+        for name, data in sets.items()
+        if data is not None
     }
     plain = [task.clip.encode_from_tokens_scheduled(task.clip.tokenize(text)) for text in task.plain]
     shape = [task.settings.batch, *encoded["train"].largest]
@@ -113,8 +117,10 @@ def run_training(task: Task, progress: Progress) -> Outcome:
         with attached(network, layers) as switch:
             training = Training(denoiser, layers, switch, data["train"], task.settings, data.get("regularisation", ()))
             run = _run(task, training, encoded, data)
-            size = train.size_of(train.pictures[0])
-            film = Film(task.preview, task.clip, task.vae, train.prompt_of(train.pictures[0]), size, run.folder)
+            ratio = task.model.get_model_object("latent_format").spacial_downscale_ratio
+            height, width = (side * ratio for side in encoded["train"].latents[0][0].shape[-2:])
+            prompt = train.prompt_of(train.pictures[0])
+            film = Film(task.preview, task.clip, task.vae, prompt, (width, height), run.folder)
             outcome = Outcome(task, run, film, modules, carried)
             with _listed(progress.node_id, run):
                 _go(outcome, patcher, progress, [e for (e, *_) in data.get("held out") or data["train"]])
@@ -172,7 +178,7 @@ def _preview(outcome: Outcome, patcher: ModelPatcher, progress: Progress, number
 def _run(task: Task, training: Training, encoded: Mapping[str, Encoded], data: Mapping[str, list[Variants]]) -> Run:
     settings = task.settings.course()
     identities = {name: each.identity for name, each in encoded.items()}
-    about = {"data": [identities, task.plain], "model": fingerprint(task.model), "start": _named(task.start)}
+    about = {"data": [identities, task.plain], "model": of_weights(task.model), "start": _named(task.start)}
     root = Path(folder_paths.get_output_directory()) / "TriLoRA" / "runs"
     folder = folder_of(root, task.dataset.trigger, identity(settings, about))
     held_out = [variants[0] for variants in data.get("held out", [])]
@@ -184,7 +190,7 @@ def _split(task: Task) -> tuple[Dataset, Dataset | None]:
     """Pictures to learn from and pictures to hold out."""
     if task.held_out is not None:
         return task.dataset, replace(task.held_out, trigger=task.dataset.trigger)
-    if not task.share or len(task.dataset.pictures) < FEWEST:
+    if len(task.dataset.pictures) < FEWEST:
         return task.dataset, None
     return task.dataset.split(task.share, task.settings.seed)
 

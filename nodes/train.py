@@ -82,7 +82,7 @@ class TrainTriLoRA(io.ComfyNode):
             learning_rate=learning_rate,
             shrink=shrink,
             clip=clip_norm,
-            preserve=preserve if dataset.trigger or plain else 0.0,
+            preserve=preserve if dataset.has_plain or plain else 0.0,
             caption_dropout=dataset.caption_dropout,
             seed=seed,
             targets=targets["pattern"] if targets["targets"] == "pattern" else targets["targets"],

@@ -1,44 +1,17 @@
-"""Pictures and captions: from a folder or from memory, sorted into buckets of one size, drawn batch by batch."""
+"""A data set: pictures and how they are shown, drawn batch by batch."""
 
-import hashlib
-import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 
-import numpy
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from .buckets import FITS, Placement, Size, bucket, place
+from .cache import digest
+from .captions import orders
 from .errors import DataError
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-CAPTIONS = (".txt", ".caption")
-SMALLEST = 16  # pixels; below this there is nothing to learn from
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture and its caption.
-
-    Attributes:
-        name: what messages call it.
-        caption: the caption as it was found, without the trigger word.
-        size: (width, height) in pixels, as it will be looked at.
-        source: a file, or pixels (height, width, 3) in 0..1.
-    """
-
-    name: str
-    caption: str
-    size: tuple[int, int]
-    source: Path | Tensor
-
-    def pixels(self, size: tuple[int, int]) -> Tensor:
-        """The picture scaled and centre-cropped to (width, height): (height, width, 3), float32 in 0..1."""
-        picture = _open(self.source) if isinstance(self.source, Path) else _to_image(self.source)
-        fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS) if picture.size != size else picture
-        return torch.from_numpy(numpy.asarray(fitted, dtype=numpy.float32) / 255)
+from .pictures import Encoding, Picture
+from .seeds import generator
 
 
 @dataclass(frozen=True)
@@ -50,101 +23,122 @@ class Dataset:
         trigger: word put before every caption, or "".
         resolution: side in pixels of the square whose area every bucket keeps.
         bucket_step: sides of buckets are multiples of this; 0 for one square bucket.
+        fit: `crop` fills the bucket and cuts what sticks out, `pad` shows all and leaves the border out of the loss.
+        mirror: whether each picture is shown mirrored too.
+        repeats: how often each picture comes in an epoch.
+        tag_orders: in how many orders of its tags each caption is shown; 1 for as written.
+        kept_tags: how many tags stay in front in every order.
+        caption_dropout: share of the steps, 0..1, in which a picture is shown with the empty caption.
     """
 
     pictures: tuple[Picture, ...]
     trigger: str = ""
     resolution: int = 512
     bucket_step: int = 64
+    fit: str = "crop"
+    mirror: bool = False
+    repeats: int = 1
+    tag_orders: int = 1
+    kept_tags: int = 0
     caption_dropout: float = 0.0
 
-    def split(self, share: float, seed: int) -> "tuple[Dataset, Dataset]":
-        from dataclasses import replace
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise DataError(f"The fit {self.fit!r} is unknown. Choose one of: {', '.join(FITS)}.")
+        if not self.pictures:
+            raise DataError("There is no picture in the data set. Choose a folder that holds some.")
+        if not 0 <= self.caption_dropout <= 1:
+            raise DataError(f"caption_dropout is {self.caption_dropout}, but is a share from 0 to 1.")
 
-        count = max(1, round(share * len(self.pictures)))
-        order = torch.randperm(len(self.pictures), generator=generator(seed, "split")).tolist()
-        held = set(order[:count])
-        return (
-            replace(self, pictures=tuple(p for i, p in enumerate(self.pictures) if i not in held)),
-            replace(self, pictures=tuple(p for i, p in enumerate(self.pictures) if i in held)),
-        )
+    @property
+    def encoded(self) -> bool:
+        """Whether the pictures came as latents with conditioning, so that there is no text to change."""
+        return isinstance(self.pictures[0].source, Encoding)
 
-    def size_of(self, picture: Picture) -> tuple[int, int]:
-        """The bucket (width, height) that a picture is trained at."""
+    @property
+    def has_plain(self) -> bool:
+        """Whether captions can be said without the trigger word, which is what preserving the base looks at."""
+        return bool(self.trigger) and not self.encoded
+
+    def size_of(self, picture: Picture) -> Size:
+        """The bucket (width, height) that a picture is trained at; of an encoding, in the latent's own units."""
+        if isinstance(picture.source, Encoding):
+            return picture.size
         if not self.bucket_step:
             return (self.resolution, self.resolution)
         return bucket(picture.size, self.resolution, self.bucket_step)
 
+    def placement_of(self, picture: Picture) -> Placement:
+        """How a picture lies in its bucket."""
+        return place(picture.size, self.size_of(picture), self.fit)
+
+    def pixels_of(self, picture: Picture) -> Tensor:
+        """A picture as it is trained on: (height, width, 3), float32 in 0..1."""
+        return picture.pixels(self.size_of(picture), self.fit)
+
+    def weights_of(self, picture: Picture) -> Tensor | None:
+        """The weight of each of its pixels, (height, width) in 0..1, or None where all counts.
+
+        Raises:
+            DataError: a mask that leaves nothing.
+        """
+        return picture.weights(self.size_of(picture), self.fit)
+
     def prompt_of(self, picture: Picture) -> str:
         """The caption with the trigger word in front."""
-        return ", ".join(part for part in (self.trigger, picture.caption) if part)
+        return self.prompt(picture.caption)
+
+    def prompt(self, caption: str) -> str:
+        """Any caption with the trigger word in front."""
+        return ", ".join(part for part in (self.trigger, caption) if part)
+
+    def captions_of(self, picture: Picture) -> tuple[str, ...]:
+        """The caption, without the trigger word, in every order of its tags that is shown."""
+        return orders(picture.caption, self.tag_orders, self.kept_tags)
+
+    def identity(self) -> str:
+        """A hash of every picture, caption, mask and setting: of all here that decides a run."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pictures"}
+        shown = [
+            [p.digest(), p.caption, p.mask, p.alpha, p.source.conditioning if isinstance(p.source, Encoding) else None]
+            for p in self.pictures
+        ]
+        return digest([settings, shown])
+
+    def split(self, share: float, seed: int) -> tuple["Dataset", "Dataset | None"]:
+        """(to train on, held out): `share` of the pictures, at least one, is held out; copies stay on one side.
+
+        A function of the pictures' bytes and the seed, not of names or order. What is held out is shown once and as
+        it is: no mirroring, repeats, shuffled tags or dropped captions. None where there is nothing to hold out:
+        share 0, or a single picture (and copies of it).
+
+        Raises:
+            DataError: a share outside 0..1.
+        """
+        if not 0 <= share < 1:
+            raise DataError(f"The held-out share is {share}, but has to be from 0 up to, not including, 1.")
+        copies = groups(self.pictures)
+        if not share or len(copies) < 2:
+            return self, None
+        wanted = min(max(1, round(share * len(self.pictures))), len(self.pictures) - 1)
+        names = sorted(copies)
+        order = torch.randperm(len(names), generator=generator(seed, "held out")).tolist()
+        drawn: list[Picture] = []
+        for group in (copies[names[i]] for i in order):
+            if len(drawn) + len(group) <= wanted:
+                drawn += group
+        chosen = {id(p) for p in drawn or min(copies.values(), key=len)}
+        held_out, kept = (tuple(p for p in self.pictures if (id(p) in chosen) is held) for held in (True, False))
+        plain = Dataset(held_out, self.trigger, self.resolution, self.bucket_step, self.fit)
+        return replace(self, pictures=kept), plain
 
 
-def bucket(size: tuple[int, int], resolution: int, step: int) -> tuple[int, int]:
-    """(width, height), multiples of `step`, of at most resolution² pixels and nearest to the shape of `size`.
-
-    Shapes are limited to 1:2 .. 2:1.
-    """
-    shape = min(max(size[0] / size[1], 0.5), 2.0)
-    sides = range(step, 2 * resolution + 1, step)
-    area = max(resolution * resolution, step * step)
-    upright = [(w, min(area // w // step * step, 2 * w)) for w in sides if area // w >= step]
-    options = [(w, h) for w, h in upright + [(h, w) for w, h in upright] if w <= 2 * h]
-    return min(options, key=lambda o: (round(abs(numpy.log(o[0] / o[1] / shape)), 6), -o[0] * o[1]))
-
-
-def read_folder(folder: Path) -> tuple[Picture, ...]:
-    """Every picture of a folder with its caption: `name.txt` or `name.caption` beside it, else the empty caption.
-
-    Raises:
-        DataError: no such folder, no picture in it, or a picture that cannot be read; every bad one is named.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder. Put your pictures into a folder and choose that.")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
-    if not files:
-        raise DataError(f"{folder} holds no picture ({', '.join(PICTURES)}). Put 10 to 100 pictures there.")
-    pictures, problems = [], []
-    for file in files:
-        try:
-            pictures.append(Picture(file.name, caption_beside(file), _size_of(file), file))
-        except DataError as error:
-            problems.append(str(error))
-    if problems:
-        raise DataError("\n".join(problems))
-    return tuple(pictures)
-
-
-def from_tensors(images: Iterable[Tensor], captions: Sequence[str]) -> tuple[Picture, ...]:
-    """Pictures from memory, each (height, width, 3) in 0..1, with one caption each.
-
-    Raises:
-        DataError: the numbers of pictures and captions differ, or a picture is too small.
-    """
-    images = list(images)
-    if len(images) != len(captions):
-        raise DataError(
-            f"{len(images)} pictures came with {len(captions)} captions, so pairs can't be told. "
-            "Give one caption for each picture, in the same order."
-        )
-    return tuple(
-        Picture(
-            f"picture {i}", caption.strip(), _big_enough(f"picture {i}", (pixels.shape[1], pixels.shape[0])), pixels
-        )
-        for i, (pixels, caption) in enumerate(zip(images, captions, strict=True), start=1)
-    )
-
-
-def caption_beside(file: Path) -> str:
-    """The text of `name.txt` or `name.caption` beside a picture, or ""."""
-    for suffix in CAPTIONS:
-        beside = file.with_suffix(suffix)
-        if beside.is_file():
-            try:
-                return " ".join(beside.read_text(encoding="utf-8-sig").split())
-            except UnicodeDecodeError:
-                raise DataError(f"{beside} is not UTF-8 text. Save it again as UTF-8.") from None
-    return ""
+def groups(pictures: Iterable[Picture]) -> dict[str, list[Picture]]:
+    """Pictures by their bytes: copies stand together."""
+    found: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        found.setdefault(picture.digest(), []).append(picture)
+    return found
 
 
 @dataclass(frozen=True)
@@ -152,6 +146,12 @@ class Batches:
     """Endless batches of indices into `sizes`, each batch of one size; a function of (seed, step) alone.
 
     Every index comes once an epoch, shuffled anew; a bucket's last batch is filled up from the bucket's start.
+
+    Attributes:
+        sizes: latent shape of each picture.
+        batch: pictures a step.
+        seed: of the order.
+        samples: pictures an epoch, rounded up to whole batches and drawn anew each time; 0 for all.
     """
 
     sizes: tuple[tuple[int, ...], ...]
@@ -167,7 +167,8 @@ class Batches:
     @property
     def per_epoch(self) -> int:
         """Batches an epoch."""
-        return sum(-(-self.sizes.count(size) // self.batch) for size in set(self.sizes))
+        whole = sum(-(-self.sizes.count(size) // self.batch) for size in set(self.sizes))
+        return min(whole, -(-self.samples // self.batch)) if self.samples else whole
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         draw = generator(self.seed, "batches", epoch)
@@ -180,44 +181,4 @@ class Batches:
             for members in groups.values()
             for start in range(0, len(members), self.batch)
         ]
-        return [chunks[i] for i in torch.randperm(len(chunks), generator=draw).tolist()]
-
-
-def generator(seed: int, *stream: str | int) -> torch.Generator:
-    """A CPU generator that is a function of the seed and of what it is for, so that no draw depends on another."""
-    digest = hashlib.sha256(repr((seed, *stream)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            return _flat(ImageOps.exif_transpose(picture))
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} can't be read as a picture ({error}). Save it again as PNG, or remove it.") from error
-
-
-def _flat(picture: Image.Image) -> Image.Image:
-    """RGB over white: transparency would otherwise show whatever colour hides beneath it."""
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-        picture = Image.fromarray((numpy.asarray(picture) / 257).round().clip(0, 255).astype(numpy.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _size_of(path: Path) -> tuple[int, int]:
-    return _big_enough(str(path), _open(path).size)
-
-
-def _big_enough(name: str, size: tuple[int, int]) -> tuple[int, int]:
-    if min(size) < SMALLEST:
-        raise DataError(f"{name} is only {size[0]} x {size[1]} pixels. Use a larger picture, or remove it.")
-    return size
-
-
-def _to_image(pixels: Tensor) -> Image.Image:
-    array = (pixels[..., :3].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return Image.fromarray(array)
+        return [chunks[i] for i in torch.randperm(len(chunks), generator=draw).tolist()[: self.per_epoch]]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .dataset import Batches, generator
+from .dataset import Batches
 from .objective import Example, Variants, quantiles
+from .seeds import generator
 from .settings import Settings
 
 

@@ -46,6 +46,6 @@ class _Frozen(torch.autograd.Function):
 def input_gradient(layer: Any, weight: Tensor, gradient: Tensor, shape: torch.Size) -> Tensor:
     """What a linear layer's or convolution's input of the given shape gets from its output's gradient."""
     if weight.ndim == 2:
-        return gradient @ weight
+        return (gradient.reshape(-1, weight.shape[0]) @ weight).view(shape)
     back = _CONVOLUTIONS[weight.ndim]
     return back(shape, weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups)

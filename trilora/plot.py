@@ -111,15 +111,22 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def contact_sheet(
-    pictures: Sequence[Tensor], captions: Sequence[str], columns: int = 6, cell: int = 160
+    pictures: Sequence[Tensor], captions: Sequence[str], heading: Sequence[str] = (), columns: int = 6, cell: int = 160
 ) -> Image.Image:
-    """Pictures (height, width, 3) in 0..1 with their captions, in rows; a missing caption is marked."""
-    columns = min(columns, len(pictures))
-    height = cell + 40
-    sheet = Image.new("RGB", (columns * cell, math.ceil(len(pictures) / columns) * height), PAPER)
+    """Pictures (height, width, 3) in 0..1 with their captions, in rows, below a heading.
+
+    A missing caption and a line of the heading that begins with "!" are marked.
+    """
+    columns = min(columns, max(len(pictures), 4 if heading else 1))
+    width, height = columns * cell, cell + 40
+    words = [(line[0], part) for line in heading for part in wrapped(line, width - 16, 13)]
+    head = 18 * len(words) + 12 if words else 0
+    sheet = Image.new("RGB", (width, head + math.ceil(len(pictures) / columns) * height), PAPER)
     draw = ImageDraw.Draw(sheet)
+    for i, (mark, text) in enumerate(words):
+        draw.text((8, 6 + 18 * i), text, COLOURS[0] if mark == "!" else INK, font(13))
     for i, (pixels, caption) in enumerate(zip(pictures, captions, strict=True)):
-        left, top = i % columns * cell, i // columns * height
+        left, top = i % columns * cell, head + i // columns * height
         thumbnail = Image.fromarray((pixels[..., :3] * 255).round().to(torch.uint8).cpu().numpy())
         thumbnail.thumbnail((cell - 8, cell - 8), Image.Resampling.LANCZOS)
         sheet.paste(thumbnail, (left + (cell - thumbnail.width) // 2, top + (cell - thumbnail.height) // 2))

@@ -1,6 +1,5 @@
 """A run: a training that is watched, kept on disk, gone on with after a break, and ended when it is best."""
 
-import hashlib
 import json
 import logging
 import time
@@ -12,12 +11,13 @@ from typing import Any
 import torch
 
 from . import checkpoint
+from .cache import digest
 from .checkpoint import Best, History
-from .dataset import generator
 from .disk import write
 from .errors import FileError
 from .factors import Factors
 from .objective import Example, distances, score
+from .seeds import generator
 from .training import Step, Training, learned
 
 CARD = "run.json"
@@ -156,7 +156,7 @@ class Run:
 
 def identity(*parts: Any) -> str:
     """A short name that is the same for the same settings and data, and for no others."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(json.dumps(parts, sort_keys=True))[:16]
 
 
 def folder_of(root: Path, title: str, name: str) -> Path:

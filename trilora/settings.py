@@ -105,8 +105,9 @@ class Settings:
         for field in ("clip", "preserve", "prior", "min_snr", "noise_offset", "warmup", "samples"):
             value = getattr(self, field)
             _require(math.isfinite(value) and value >= 0, field, value, "0 or more")
-        for field in ("shrink", "average", "rank_dropout", "layer_dropout", "caption_dropout"):
+        for field in ("shrink", "average", "rank_dropout", "layer_dropout"):
             _require(0 <= getattr(self, field) < 1, field, getattr(self, field), "from 0 up to, not including, 1")
+        _require(0 <= self.caption_dropout <= 1, "caption_dropout", self.caption_dropout, "from 0 to 1")
         if self.method == "lora":
             _require(self.core == "diagonal", "core", self.core, "diagonal for the method lora")
             _require(self.initialisation != "orthogonal", "initialisation", "orthogonal", "balanced or paper for lora")

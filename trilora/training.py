@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from . import optimizers
 from .attach import Switch
-from .dataset import generator
 from .draws import Draws, Item, sitting_out
 from .errors import TrainingError
 from .factors import Factors, canonical
 from .layers import AdapterLayer, create, resume
 from .objective import Denoiser, Variants, distances, level_weights
+from .seeds import generator
 from .settings import Settings
 from .stiefel import Stiefel
 

@@ -9,7 +9,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from devkit import ROOT
-from trilora.dataset import Batches, generator
+from trilora.dataset import Batches
+from trilora.seeds import generator
 
 pytestmark = [
     pytest.mark.comfy,

@@ -1,8 +1,8 @@
-"""Folders to pictures, captions, buckets and batches."""
+"""How pictures are shown, drawn and held out."""
 
-import math
 from collections import Counter
-from pathlib import Path
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy
 import pytest
@@ -11,264 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from trilora import dataset
-from trilora.dataset import Batches, Dataset, Picture, bucket, from_tensors, generator, read_folder
+from trilora.dataset import Batches, Dataset
 from trilora.errors import DataError
-
-RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
-
-
-def halves(width: int = 40, height: int = 20) -> Image.Image:
-    """Red on the left, blue on the right."""
-    picture = Image.new("RGB", (width, height), RED)
-    picture.paste(BLUE, (width // 2, 0, width, height))
-    return picture
-
-
-def only(folder: Path) -> Picture:
-    (picture,) = read_folder(folder)
-    return picture
-
-
-def colours(picture: Picture, size: tuple[int, int] | None = None) -> numpy.ndarray:
-    return (picture.pixels(size or picture.size) * 255).round().numpy()
-
-
-def close(pixel: numpy.ndarray, colour: tuple[int, int, int], tolerance: int = 4) -> bool:
-    return bool((abs(pixel - numpy.array(colour)) <= tolerance).all())
-
-
-@pytest.mark.parametrize(
-    ("beside", "caption"),
-    [
-        ({}, ""),
-        ({"a.txt": "a cat"}, "a cat"),
-        ({"a.caption": "a dog"}, "a dog"),
-        ({"a.txt": "a cat", "a.caption": "a dog"}, "a cat"),
-        ({"a.txt": "\ufeff a cat,\r\n on a  mat \n"}, "a cat, on a mat"),
-        ({"a.txt": "猫 ü"}, "猫 ü"),
-        ({"b.txt": "another"}, ""),
-    ],
-)
-def test_the_caption_is_the_text_beside_the_picture(tmp_path, beside, caption):
-    halves().save(tmp_path / "a.png")
-    for name, text in beside.items():
-        (tmp_path / name).write_bytes(text.encode())
-    assert only(tmp_path).caption == caption
-
-
-def test_a_caption_that_is_not_utf8_is_named(tmp_path):
-    halves().save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_bytes("été".encode("latin-1"))
-    with pytest.raises(DataError, match=r"a\.txt is not UTF-8 text\. Save it again"):
-        read_folder(tmp_path)
-
-
-def test_every_picture_of_the_folder_is_read_in_order_of_name_and_nothing_else(tmp_path):
-    for name in ("c.PNG", "a.jpg", "d.jpeg", "b.webp", "e.bmp"):
-        halves().save(tmp_path / name)
-    (tmp_path / "notes.md").write_text("not a picture")
-    (tmp_path / "more").mkdir()
-    pictures = read_folder(tmp_path)
-    assert [picture.name for picture in pictures] == ["a.jpg", "b.webp", "c.PNG", "d.jpeg", "e.bmp"]
-    assert {picture.size for picture in pictures} == {(40, 20)}
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_a_picture_is_turned_as_its_camera_says(tmp_path, suffix):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned a quarter clockwise
-    halves().save(tmp_path / f"a.{suffix}", exif=exif, quality=95)
-    picture = only(tmp_path)
-    assert picture.size == (20, 40)
-    pixels = colours(picture)
-    assert pixels.shape == (40, 20, 3)
-    assert close(pixels[2, 10], RED, 40)
-    assert close(pixels[-3, 10], BLUE, 40)
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "seen"),
-    [
-        ("RGBA", (255, 0, 0, 0), WHITE),
-        ("RGBA", (0, 0, 0, 128), (127, 127, 127)),
-        ("RGBA", (255, 0, 0, 255), RED),
-        ("LA", (0, 0), WHITE),
-        ("LA", (80, 255), (80, 80, 80)),
-        ("L", 80, (80, 80, 80)),
-        ("1", 1, WHITE),
-    ],
-)
-def test_transparency_is_seen_over_white(tmp_path, mode, colour, seen):
-    Image.new(mode, (32, 32), colour).save(tmp_path / "a.png")
-    assert close(colours(only(tmp_path))[9, 9], seen)
-
-
-def test_a_palette_keeps_its_colours_and_its_transparent_one_turns_white(tmp_path):
-    picture = halves().quantize(4)
-    picture.save(tmp_path / "a.png")
-    assert close(colours(only(tmp_path))[9, 3], RED)
-    picture.save(tmp_path / "a.png", transparency=picture.getpixel((3, 9)))
-    pixels = colours(only(tmp_path))
-    assert close(pixels[9, 3], WHITE)
-    assert close(pixels[9, -3], BLUE)
-
-
-def test_a_transparent_colour_of_an_rgb_picture_turns_white(tmp_path):
-    halves().save(tmp_path / "a.png", transparency=RED)
-    pixels = colours(only(tmp_path))
-    assert close(pixels[9, 3], WHITE)
-    assert close(pixels[9, -3], BLUE)
-
-
-@pytest.mark.parametrize("transparency", [None, 0])
-def test_a_16_bit_picture_keeps_its_greys(tmp_path, transparency):
-    ramp = numpy.linspace(257, 65535, 64 * 64).reshape(64, 64).astype(numpy.uint16)
-    options = {} if transparency is None else {"transparency": transparency}
-    Image.fromarray(ramp).save(tmp_path / "a.png", **options)
-    pixels = colours(only(tmp_path))
-    assert abs(pixels - (ramp / 257)[..., None]).max() <= 1.5
-
-
-@pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
-def test_a_print_or_video_coloured_jpeg_keeps_its_colours(tmp_path, mode):
-    Image.new("RGB", (32, 32), (200, 30, 30)).convert(mode).save(tmp_path / "a.jpg", quality=95)
-    assert close(colours(only(tmp_path))[9, 9], (200, 30, 30))
-
-
-def test_every_picture_that_cannot_be_read_is_named(tmp_path):
-    halves().save(tmp_path / "good.png")
-    whole = (tmp_path / "good.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "page.jpg").write_text("<html>")
-    (tmp_path / "empty.webp").write_bytes(b"")
-    halves(15, 40).save(tmp_path / "tiny.bmp")
-    with pytest.raises(DataError) as caught:
-        read_folder(tmp_path)
-    message = str(caught.value)
-    for name in ("cut.png", "page.jpg", "empty.webp"):
-        assert f"{name} can't be read as a picture" in message
-    assert "tiny.bmp is only 15 x 40 pixels" in message
-    assert "good.png" not in message
-    assert message.count("remove it") == 4
-
-
-@pytest.mark.parametrize(
-    ("suffix", "good", "bad"),
-    [("png", b"IDAT", b"\x01\xb93\xd2"), ("webp", b"MM\x00*", b"MM\xfa*"), ("png", b"IHDR", b"IHDX")],
-    ids=["a chunk's name", "the camera's notes", "the head"],
-)
-def test_a_picture_with_a_damaged_part_is_named(tmp_path, suffix, good, bad):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    file = tmp_path / f"a.{suffix}"
-    halves().save(file, exif=exif)
-    data = file.read_bytes()
-    assert good in data
-    file.write_bytes(data.replace(good, bad, 1))
-    with pytest.raises(DataError, match=rf"a\.{suffix} can't be read as a picture"):
-        read_folder(tmp_path)
-
-
-@pytest.mark.parametrize("size", [(15, 40), (40, 15), (1, 1)])
-def test_a_picture_too_small_is_named_with_its_size(tmp_path, size):
-    halves(*size).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=rf"a\.png is only {size[0]} x {size[1]} pixels\. Use a larger picture"):
-        read_folder(tmp_path)
-    with pytest.raises(DataError, match=f"picture 1 is only {size[0]} x {size[1]} pixels"):
-        from_tensors([torch.zeros(size[1], size[0], 3)], [""])
-
-
-def test_the_smallest_picture_is_taken(tmp_path):
-    halves(16, 16).save(tmp_path / "a.png")
-    assert only(tmp_path).size == (16, 16)
-
-
-def test_a_folder_that_is_none_or_holds_nothing_says_what_to_do(tmp_path):
-    with pytest.raises(DataError, match="gone is not a folder. Put your pictures into a folder"):
-        read_folder(tmp_path / "gone")
-    (tmp_path / "a.txt").write_text("a caption without a picture")
-    with pytest.raises(DataError, match=r"holds no picture \(\.png, .*Put 10 to 100 pictures there"):
-        read_folder(tmp_path)
-
-
-def test_pixels_are_cut_from_the_middle_and_scaled(tmp_path):
-    picture = Image.new("RGB", (60, 20), WHITE)
-    picture.paste(RED, (20, 0, 40, 20))
-    picture.save(tmp_path / "a.png")
-    pixels = only(tmp_path).pixels((10, 10))
-    assert pixels.shape == (10, 10, 3)
-    assert pixels.dtype == torch.float32
-    assert close(pixels[5, 5].numpy() * 255, RED)
-    assert 0 <= float(pixels.min()) <= float(pixels.max()) <= 1
-
-
-def test_pixels_are_width_by_height_and_kept_as_they_are_at_their_own_size(tmp_path):
-    halves().save(tmp_path / "a.png")
-    pixels = only(tmp_path).pixels((40, 20))
-    assert pixels.shape == (20, 40, 3)
-    assert numpy.array_equal(pixels.numpy() * 255, numpy.asarray(halves()))
-    assert only(tmp_path).pixels((24, 48)).shape == (48, 24, 3)
-
-
-def test_pictures_from_memory_come_with_their_captions():
-    images = [torch.zeros(20, 40, 3), torch.ones(32, 24, 4)]
-    first, second = from_tensors(images, [" a cat ", ""])
-    assert (first.name, first.caption, first.size) == ("picture 1", "a cat", (40, 20))
-    assert (second.caption, second.size) == ("", (24, 32))
-    assert not first.pixels((16, 16)).any()
-    assert (second.pixels((24, 32)) == 1).all()
-
-
-def test_pictures_and_captions_must_be_as_many():
-    with pytest.raises(DataError, match="2 pictures came with 1 captions.*one caption for each"):
-        from_tensors([torch.zeros(20, 20, 3)] * 2, ["a"])
-
-
-shapes = st.tuples(st.integers(16, 4000), st.integers(16, 4000))
-grids = st.sampled_from([(64, 8), (64, 64), (256, 16), (512, 64), (768, 32), (1024, 64), (500, 64)])
-
-
-def shape_error(chosen: tuple[int, int], size: tuple[int, int]) -> float:
-    """How far a bucket's shape is from a picture's, on a log scale, shapes beyond 1:2 counting as 1:2."""
-    return abs(math.log(chosen[0] / chosen[1] / min(max(size[0] / size[1], 0.5), 2.0)))
-
-
-@given(shapes, grids)
-def test_a_bucket_is_a_multiple_of_the_step_within_the_area(size, grid):
-    resolution, step = grid
-    width, height = bucket(size, resolution, step)
-    assert width % step == height % step == 0
-    assert 0 < width * height <= resolution**2
-    assert 0.5 <= width / height <= 2
-
-
-@given(shapes, grids)
-def test_no_bucket_that_uses_the_area_is_nearer_in_shape(size, grid):
-    resolution, step = grid
-
-    def fits(width: int, height: int) -> bool:
-        return width * height <= resolution**2 and width <= 2 * height and height <= 2 * width
-
-    sides = range(step, 2 * resolution + 1, step)
-    full = [(w, h) for w in sides for h in sides if fits(w, h) and not fits(w + step, h) and not fits(w, h + step)]
-    chosen = bucket(size, resolution, step)
-    assert shape_error(chosen, size) <= min(shape_error(each, size) for each in full) + 1e-5
-
-
-@given(shapes, grids)
-def test_a_landscape_is_treated_as_its_portrait(size, grid):
-    one, other = bucket(size, *grid), bucket(size[::-1], *grid)
-    assert shape_error(one, size) == pytest.approx(shape_error(other, size[::-1]), abs=1e-5)
-    assert one[0] * one[1] == other[0] * other[1]
-
-
-@pytest.mark.parametrize(
-    ("size", "want"),
-    [((100, 100), (512, 512)), ((300, 1000), (320, 640)), ((800, 1200), (384, 640)), ((1200, 800), (640, 384))],
-)
-def test_buckets_of_common_shapes(size, want):
-    assert bucket(size, 512, 64) == want
+from trilora.overview import overview
+from trilora.pictures import Picture, from_encodings, from_tensors, read_folder
+from trilora.plot import contact_sheet
+from trilora.seeds import generator
 
 
 def test_without_a_step_every_picture_is_square():
@@ -347,7 +95,155 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_no_list_of_formats_is_longer_than_what_is_read(tmp_path):
-    for suffix in dataset.PICTURES:
-        halves().save(tmp_path / f"a{suffix}")
-    assert len(read_folder(tmp_path)) == len(dataset.PICTURES)
+def solid(shades: list[int], **settings: Any) -> Dataset:
+    """A data set of one-coloured pictures; equal shades are copies."""
+    images = [torch.full((20, 20, 3), shade / 255) for shade in shades]
+    return Dataset(from_tensors(images, [f"shade {shade}" for shade in shades]), **settings)
+
+
+@given(size_lists, st.integers(1, 6), st.integers(1, 30), st.integers(0, 9))
+def test_an_epoch_of_samples_is_that_many_rounded_up_to_batches(sizes, batch, samples, seed):
+    some, whole = Batches(sizes, batch, seed, samples), Batches(sizes, batch, seed)
+    assert some.per_epoch == min(whole.per_epoch, -(-samples // batch))
+    drawn = epoch(some, 1)
+    assert all(len({sizes[i] for i in indices}) == 1 for indices in drawn)
+    assert drawn == epoch(whole, 1)[: some.per_epoch]
+    if samples >= len(sizes) + batch * len(set(sizes)):
+        assert drawn == epoch(whole, 1)
+
+
+def test_samples_are_drawn_anew_each_epoch_until_every_picture_was_seen():
+    batches = Batches(((8, 8),) * 40, 2, 3, samples=10)
+    epochs = [{i for indices in epoch(batches, number) for i in indices} for number in range(40)]
+    assert all(len(drawn) == 10 for drawn in epochs)
+    assert epochs[0] != epochs[1]
+    assert set.union(*epochs) == set(range(40))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=14), st.floats(0, 0.99), st.integers(0, 5))
+def test_a_split_loses_nothing_and_keeps_copies_together(shades, share, seed):
+    data = solid(shades)
+    train, held_out = data.split(share, seed)
+    if not share or len(set(shades)) < 2:
+        assert train is data
+        assert held_out is None
+        return
+    names = [[p.name for p in side.pictures] for side in (train, held_out)]
+    assert sorted(names[0] + names[1]) == sorted(p.name for p in data.pictures)
+    assert min(map(len, names)) >= 1
+    shown = [{p.caption for p in side.pictures} for side in (train, held_out)]
+    assert not shown[0] & shown[1]
+    if len(set(shades)) == len(shades):
+        assert len(names[1]) == min(max(1, round(share * len(shades))), len(shades) - 1)
+
+
+def test_a_split_depends_on_bytes_and_seed_not_on_order():
+    shades = list(range(20))
+
+    def held(order: list[int], seed: int) -> set[str]:
+        return {p.caption for p in solid(order).split(0.3, seed)[1].pictures}
+
+    assert held(shades, 1) == held(shades[::-1], 1)
+    assert held(shades, 1) != held(shades, 2)
+
+
+def test_what_is_held_out_is_shown_once_and_as_it_is():
+    data = solid([1, 2, 3, 4], trigger="zxk", resolution=64, bucket_step=8, fit="pad", mirror=True, repeats=3,
+                 tag_orders=4, caption_dropout=0.1)  # fmt: skip
+    train, held_out = data.split(0.25, 0)
+    assert train == replace(data, pictures=train.pictures)
+    assert held_out == Dataset(held_out.pictures, "zxk", 64, 8, "pad")
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_outside_its_range_is_named(share):
+    with pytest.raises(DataError, match=f"held-out share is {share}"):
+        solid([1, 2]).split(share, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"fit": "stretch"}, "fit 'stretch' is unknown.*crop, pad"),
+        ({"caption_dropout": 1.5}, "caption_dropout is 1.5"),
+        ({"pictures": ()}, "no picture in the data set"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings, words):
+    with pytest.raises(DataError, match=words):
+        replace(solid([1]), **settings)
+
+
+CHANGES = {
+    "trigger": "other", "resolution": 128, "bucket_step": 0, "fit": "pad", "mirror": True, "repeats": 2,
+    "tag_orders": 2, "kept_tags": 1, "caption_dropout": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Dataset) if field.name != "pictures"])
+def test_every_setting_is_in_the_identity(name):
+    assert solid([1, 2], **{name: CHANGES[name]}).identity() != solid([1, 2]).identity()
+
+
+def test_the_identity_is_of_bytes_captions_and_masks_not_of_names():
+    data = solid([1, 2])
+    first, second = data.pictures
+
+    def identity(*pictures: Picture) -> str:
+        return replace(data, pictures=pictures).identity()
+
+    assert identity(replace(first, name="x"), second) == data.identity() == solid([1, 2]).identity()
+    others = [(second, first), (first,), (replace(first, caption="x"), second), (replace(first, alpha=True), second)]
+    others += [(replace(first, mask=torch.ones(20, 20) * weight), second) for weight in (0.5, 1)]
+    others += [tuple(solid([1, 3]).pictures)]
+    assert len({data.identity(), *(identity(*pictures) for pictures in others)}) == len(others) + 1
+    latents = [torch.zeros(4, 8, 8)] * 2
+    one, other = (from_encodings(latents, [[torch.ones(2, 3) * words, {}]]) for words in (1, 2))
+    assert identity(*one) != identity(*other)
+
+
+def test_encodings_have_no_plain_caption_and_their_own_size():
+    data = Dataset(from_encodings([torch.zeros(4, 8, 12)], ["words"]), trigger="zxk")
+    assert data.encoded
+    assert not data.has_plain
+    assert data.size_of(data.pictures[0]) == (12, 8)
+    assert solid([1], trigger="zxk").has_plain
+    assert not solid([1]).has_plain
+
+
+def test_an_overview_counts_buckets_and_names_what_is_amiss(tmp_path):
+    sizes = {"a": (600, 600), "b": (600, 600), "c": (300, 600), "d": (64, 64)}
+    for i, (name, size) in enumerate(sizes.items()):
+        Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "a.txt").write_text("a caption")
+    frames = [Image.new("RGB", (600, 600), (0, i, 0)) for i in range(3)]
+    frames[0].save(tmp_path / "e.gif", save_all=True, append_images=frames[1:])
+    lines = overview(Dataset(read_folder(tmp_path), "zxk", mirror=True))
+    assert lines == [
+        "5 pictures, sides of 64 to 600, trigger “zxk”, mirrored too",
+        "Buckets: 512 x 512: 4, 320 x 640: 1",
+        "Captions: 1 of 5",
+        "! 4 no caption: b.png, c.png, d.png, e.gif",
+        "! 2 enlarged: c.png x1.1, d.png x8.0",
+        "! 1 copies: a.png = b.png",
+        "! e.gif moves or has pages: only the first of 3 is used",
+    ]
+
+
+def test_an_overview_of_nothing_amiss_has_no_warning():
+    data = solid([1, 2], resolution=16, bucket_step=0)
+    assert not [line for line in overview(data) if line.startswith("!")]
+    encoded = overview(Dataset(from_encodings([torch.zeros(4, 8, 12)] * 2, ["words"])))
+    assert "the base can't be preserved" in encoded[-1]
+    assert encoded[1] == "Buckets: 12 x 8: 2"
+
+
+def test_a_contact_sheet_marks_missing_captions_and_warnings():
+    def red(heading: list[str], caption: str) -> int:
+        sheet = numpy.array(contact_sheet([torch.ones(20, 20, 3)], [caption], heading)).astype(int)
+        return int((abs(sheet - numpy.array([0xE4, 0x57, 0x2E])).sum(-1) < 30).sum())
+
+    assert red(["fine"], "a cat") == 0
+    assert red(["fine"], "") > 0
+    assert red(["! amiss"], "a cat") > 0

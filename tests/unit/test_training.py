@@ -9,10 +9,11 @@ from strategies import CONDITION, LATENT, Toy, ToyNet, bits, far, off_identity, 
 from torch import nn
 
 from trilora.attach import attached
-from trilora.dataset import Batches, generator
+from trilora.dataset import Batches
 from trilora.errors import RankError, TrainingError
 from trilora.factors import delta
 from trilora.objective import Example, score
+from trilora.seeds import generator
 from trilora.settings import Settings
 from trilora.targets import linear_layers
 from trilora.training import create_layers, learned, train

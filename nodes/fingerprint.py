@@ -1,0 +1,53 @@
+"""A cheap name for a CLIP's or a VAE's weights, the same in every run."""
+
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfyui_version import __version__
+from torch import Tensor
+
+from ..trilora.cache import digest
+
+SAMPLES = 64  # of each tensor, at least, where it has as many
+
+
+def of_clip(clip: Any) -> str | None:
+    """What decides how a CLIP encodes a text, or None where hooks have a say, which can't be named."""
+    if clip.patcher.forced_hooks is not None or clip.apply_hooks_to_conds is not None:
+        return None
+    return digest([of_weights(clip.patcher), _named(clip.tokenizer), clip.layer_idx, clip.tokenizer_options])
+
+
+def of_vae(vae: Any) -> str:
+    """What decides how a VAE encodes a picture."""
+    return digest([of_weights(vae.patcher), str(vae.vae_dtype)])
+
+
+def of_weights(patcher: ModelPatcher) -> str:
+    """A hash of every weight's name, shape, type and evenly spread samples, of the patches on it, and of ComfyUI's
+    version.
+
+    It reads some 64 numbers of each tensor, not all of them: models that differ in a few numbers between those, and in
+    nothing else, share a name. Training changes every number of a tensor, and so does merging.
+    """
+    weights = {}
+    for name, ((weight, _), *patches) in patcher.get_key_patches().items():
+        weights[name] = [_sampled(weight), [_sampled(patch) for patch in patches]]
+    return digest([__version__, _named(patcher.model), weights])
+
+
+def _sampled(value: Any) -> Any:
+    """A nested value with tensors thinned out, and what a patch holds beside numbers by name."""
+    if isinstance(value, Tensor):
+        flat = value.detach().reshape(-1)
+        return [str(value.dtype), list(value.shape), flat[:: max(1, len(flat) // SAMPLES)].cpu()]
+    if isinstance(value, list | tuple):
+        return [_sampled(item) for item in value]
+    if hasattr(value, "weights"):  # a weight adapter, such as a LoRA's
+        return [_named(value), _sampled(value.weights)]
+    return value if isinstance(value, bool | int | float | str | None) else _named(value)
+
+
+def _named(thing: Any) -> str:
+    kind = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{kind.__module__}.{kind.__qualname__}"
