@@ -107,7 +107,6 @@ def off(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 CASES = {  # what is unlike RECIPE, and how many passes of ours make one of the reference's batches
-    "eps": ({}, 1),
     "eps, the base preserved": ({"preserve": 0.3, "preserve_every": 2}, 1),
     "v, min-SNR, cosine": ({"prediction": "v_prediction", "min_snr": 5.0, "schedule": "cosine", "weight_decay": 0}, 1),
     "flow, accumulated": ({"prediction": "flow"}, 2),
