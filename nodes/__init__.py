@@ -13,6 +13,7 @@ class TriLoRAExtension(ComfyExtension):
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
+        from .repair import TriLoRARepair
         from .strength import TriLoRAStrength
         from .train import TrainTriLoRA
         from .train_options import TrainOptions, TrainWatch
@@ -26,6 +27,7 @@ class TriLoRAExtension(ComfyExtension):
             LoadTriLoRA,
             ApplyTriLoRA,
             TriLoRAStrength,
+            TriLoRARepair,
             TriLoRADemoModel,
         ]
 

@@ -12,7 +12,7 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 
 from ..trilora import files, report
-from ..trilora.attach import attached
+from ..trilora.attach import attached, standing_in
 from ..trilora.dataset import Dataset
 from ..trilora.errors import TrainingError
 from ..trilora.factors import Factors
@@ -22,7 +22,7 @@ from ..trilora.objective import Variants
 from ..trilora.run import Run, Watch, difference, folder_of, identity, moved
 from ..trilora.settings import Settings
 from ..trilora.targets import select
-from ..trilora.training import Training, create_layers
+from ..trilora.training import Training, create_layers, frozen
 from .denoiser import ComfyDenoiser, lent
 from .encoding import Encoded, encode, examples, fingerprint
 from .patching import file_of, portable_names
@@ -51,6 +51,7 @@ class Task:
     held_out: Dataset | None = None
     regularisation: Dataset | None = None
     start: Adapter | None = None
+    imitate: bool = False  # what is learned is the output of the adapter that is started from, not the pictures
     plain: tuple[str, ...] = ()  # captions on which the base is preserved, in place of the pictures' own
     checkpointing: bool = False
 
@@ -105,8 +106,10 @@ def run_training(task: Task, progress: Progress) -> Outcome:
         start, carried = start_factors(task.model, task.start) if task.start else ({}, {})
         modules = {path: network.get_submodule(path) for path in start} or select(network, task.settings.targets)
         layers = create_layers(modules, task.settings, start)
-        with attached(network, layers) as switch:
-            training = Training(denoiser, layers, switch, data["train"], task.settings, data.get("regularisation", ()))
+        teaching = frozen(modules, start) if task.imitate else {}
+        with attached(network, layers) as switch, standing_in(network, teaching, switch) as teacher:
+            prior, taught_by = data.get("regularisation", ()), teacher if task.imitate else None
+            training = Training(denoiser, layers, switch, data["train"], task.settings, prior, taught_by)
             run = _run(task, training, encoded, data)
             size = train.size_of(train.pictures[0])
             film = Film(task.preview, task.clip, task.vae, train.prompt_of(train.pictures[0]), size, run.folder)
@@ -129,10 +132,15 @@ def _go(outcome: Outcome, patcher: ModelPatcher, progress: Progress, looked_at: 
             progress.step(step)
             _preview(outcome, patcher, progress, step.number)
         plain = [example for example in looked_at[:COMPARED] if example.plain is not None]
-        outcome.said += report.outcome(run, moved(run.training, plain) if plain and settings.preserve else None)
+        outcome.said += report.outcome(run, _moved(run.training, plain) if plain and settings.preserve else None)
     except BaseException:
         outcome.keep()
         raise
+
+
+def _moved(training: Training, examples: Sequence) -> tuple[float, float]:
+    with training.averaged():
+        return moved(training.denoiser, training.switch, examples, training.settings.seed)
 
 
 def _before(outcome: Outcome) -> list[str]:
@@ -166,7 +174,11 @@ def _preview(outcome: Outcome, patcher: ModelPatcher, progress: Progress, number
 def _run(task: Task, training: Training, encoded: Mapping[str, Encoded], data: Mapping[str, list[Variants]]) -> Run:
     settings = task.settings.course()
     identities = {name: each.identity for name, each in encoded.items()}
-    about = {"data": [identities, task.plain], "model": fingerprint(task.model), "start": _named(task.start)}
+    about = {
+        "data": [identities, task.plain],
+        "model": fingerprint(task.model),
+        "start": [_named(task.start), task.imitate],
+    }
     root = Path(folder_paths.get_output_directory()) / "TriLoRA" / "runs"
     folder = folder_of(root, task.dataset.trigger, identity(settings, about))
     held_out = [variants[0] for variants in data.get("held out", [])]
