@@ -1,7 +1,6 @@
 """Repair LoRA: the style stays on the trigger word and the base comes back without it, with no training picture."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
