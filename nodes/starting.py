@@ -23,7 +23,7 @@ def start_factors(model: ModelPatcher, adapter: Adapter) -> tuple[dict[str, Fact
     carried = {}
     for name, factors in adapter.layers.items():
         key, first = _place(known.get(name))
-        if key is None:
+        if key not in weights:
             carried[name] = factors
             continue
         _check(name, factors, weights[key].shape, first)
