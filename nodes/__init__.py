@@ -14,6 +14,7 @@ class TriLoRAExtension(ComfyExtension):
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
+        from .repair import TriLoRARepair
         from .strength import TriLoRAStrength
         from .train import TrainTriLoRA
         from .train_options import TrainOptions, TrainWatch
@@ -30,6 +31,7 @@ class TriLoRAExtension(ComfyExtension):
             MergeTriLoRA,
             ExtractTriLoRA,
             ResizeTriLoRA,
+            TriLoRARepair,
             TriLoRADemoModel,
         ]
 

@@ -11,8 +11,6 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .lending import lent  # noqa: F401 - callers take both from here
-
 
 class ComfyDenoiser:
     """`trilora.objective.Denoiser` on a lent MODEL; a condition is ComfyUI's `model_conds` of one caption.

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management
@@ -13,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ..trilora import files, report
-from ..trilora.attach import attached
+from ..trilora.attach import attached, standing_in
 from ..trilora.dataset import Dataset
 from ..trilora.errors import TrainingError
 from ..trilora.factors import Factors
@@ -24,10 +25,11 @@ from ..trilora.overview import overview
 from ..trilora.run import Run, Watch, difference, folder_of, identity, moved
 from ..trilora.settings import Settings
 from ..trilora.targets import select, table
-from ..trilora.training import Training, create_layers
-from .denoiser import ComfyDenoiser, lent
+from ..trilora.training import Training, create_layers, frozen
+from .denoiser import ComfyDenoiser
 from .encoding import Encoded, encode, examples, kept_on_disk
 from .fingerprint import of_weights
+from .lending import lent, weight_of
 from .memory import TRAINED, estimate
 from .patching import file_of, portable_names
 from .previews import Film, Preview
@@ -55,6 +57,7 @@ class Task:
     held_out: Dataset | None = None
     regularisation: Dataset | None = None
     start: Adapter | None = None
+    imitate: bool = False  # what is learned is the output of the adapter that is started from, not the pictures
     plain: tuple[str, ...] = ()  # captions on which the base is preserved, in place of the pictures' own
     checkpointing: bool = False
 
@@ -94,8 +97,6 @@ class Outcome:
 
 def run_training(task: Task, progress: Progress) -> Outcome:
     """Train. The MODEL is as it was afterwards, whatever happens."""
-    if task.settings.learn == "sigma" and task.start is None:
-        raise TrainingError("Σ alone can only learn on an adapter that there is: connect one to start_from.")
     train, held = _split(task)
     sets = {"train": train, "held out": held, "regularisation": task.regularisation}
     wanted = task.settings.preserve > 0 and not task.plain
@@ -117,9 +118,12 @@ def run_training(task: Task, progress: Progress) -> Outcome:
         start, carried = start_factors(task.model, task.start) if task.start else ({}, {})
         modules = {path: network.get_submodule(path) for path in start}
         modules = modules or select(network, task.settings.targets, task.settings.blocks)
-        layers = create_layers(modules, task.settings, start)
-        with attached(network, layers) as switch:
-            training = Training(denoiser, layers, switch, data["train"], task.settings, data.get("regularisation", ()))
+        device = patcher.load_device
+        layers = create_layers(modules, task.settings, start, partial(weight_of, device=device), device)
+        teaching = frozen(modules, start, device) if task.imitate else {}
+        with attached(network, layers) as switch, standing_in(network, teaching, switch) as teacher:
+            prior, taught_by = data.get("regularisation", ()), teacher if task.imitate else None
+            training = Training(denoiser, layers, switch, data["train"], task.settings, prior, taught_by)
             run = _run(task, training, encoded, data)
             ratio = task.model.get_model_object("latent_format").spacial_downscale_ratio
             height, width = (side * ratio for side in encoded["train"].latents[0][0].shape[-2:])
@@ -144,11 +148,16 @@ def _go(outcome: Outcome, patcher: ModelPatcher, progress: Progress, looked_at: 
             progress.step(step)
             _preview(outcome, patcher, progress, step.number)
         plain = [example for example in looked_at[:COMPARED] if example.plain is not None]
-        outcome.said += report.outcome(run, moved(run.training, plain) if plain and settings.preserve else None)
+        outcome.said += report.outcome(run, _moved(run.training, plain) if plain and settings.preserve else None)
         outcome.said.append(table(outcome.modules, settings.rank))
     except BaseException:
         outcome.keep()
         raise
+
+
+def _moved(training: Training, examples: Sequence) -> tuple[float, float]:
+    with training.averaged():
+        return moved(training.denoiser, training.switch, examples, training.settings.seed)
 
 
 def _before(outcome: Outcome) -> list[str]:
@@ -185,7 +194,8 @@ def _preview(outcome: Outcome, patcher: ModelPatcher, progress: Progress, number
 def _run(task: Task, training: Training, encoded: Mapping[str, Encoded], data: Mapping[str, list[Variants]]) -> Run:
     settings = task.settings.course()
     identities = {name: each.identity for name, each in encoded.items()}
-    about = {"data": [identities, task.plain], "model": of_weights(task.model), "start": _named(task.start)}
+    start = [_named(task.start), task.imitate]
+    about = {"data": [identities, task.plain], "model": of_weights(task.model), "start": start}
     root = Path(folder_paths.get_output_directory()) / "TriLoRA" / "runs"
     folder = folder_of(root, task.dataset.trigger, identity(settings, about))
     held_out = [variants[0] for variants in data.get("held out", [])]

@@ -1,7 +1,7 @@
 """Adapters onto a module tree and off again, leaving it as it was, bit for bit."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import Tensor, nn
 
@@ -16,13 +16,17 @@ class Switch:
         self.on = True
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """The bare base within the block."""
-        before, self.on = self.on, False
+    def turned(self, on: bool) -> Iterator[None]:
+        """On or off within the block."""
+        before, self.on = self.on, on
         try:
             yield
         finally:
             self.on = before
+
+    def off(self) -> AbstractContextManager[None]:
+        """The bare base within the block."""
+        return self.turned(False)
 
 
 def _adding(layer: AdapterLayer, switch: Switch) -> Callable[..., Tensor | None]:
@@ -61,3 +65,23 @@ def attached(root: nn.Module, layers: Mapping[str, AdapterLayer]) -> Iterator[Sw
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def standing_in(
+    root: nn.Module, layers: Mapping[str, AdapterLayer], switch: Switch
+) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Gives a context in which these layers act in place of those of the switch; outside of it they do nothing.
+
+    Raises:
+        TargetError: a path that `root` does not have.
+    """
+    with attached(root, layers) as own:
+        own.on = False
+
+        @contextmanager
+        def shown() -> Iterator[None]:
+            with switch.off(), own.turned(True):
+                yield
+
+        yield shown

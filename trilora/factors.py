@@ -5,7 +5,7 @@ dimensions of `vh`. A `sigma` with two dimensions, `(r2, r1)`, is the full core 
 `u` is `(out, r2)` and `vh` is `(r1, *in)`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from torch.nn.functional import linear, pad
 from .errors import RankError, TriLoRAError
 
 SMALLEST_SIGMA = 0.001  # beside u = 0, a sigma of 0 has no gradient and would never learn
+Window = Callable[[Tensor, Tensor], Tensor]  # (x, kernels) -> the convolution of its module, without bias
+
 GAUSSIAN_STD = 0.02  # std of the Gaussian factor; 1/r forgets more and fits worse
 
 
@@ -46,10 +48,16 @@ def delta(factors: Factors) -> Tensor:
     return product.view(-1, *factors.vh.shape[1:])
 
 
-def forward(x: Tensor, factors: Factors) -> Tensor:
-    """x ΔWᵀ without forming ΔW: (..., in) -> (..., out), in the dtype of x."""
-    hidden = linear(x, factors.vh.to(x.dtype))  # (..., r)
-    return linear(hidden, left(factors).to(x.dtype))
+def forward(x: Tensor, factors: Factors, window: Window | None = None) -> Tensor:
+    """x ΔWᵀ without forming ΔW: (..., in) -> (..., out), in the dtype of x.
+
+    With a window, the convolution of x with ΔW: (B, in, ...) -> (B, out, ...); U Σ then acts at each place.
+    """
+    weight, rows = left(factors).to(x.dtype), factors.vh.to(x.dtype)
+    if window is None:
+        return linear(linear(x, rows), weight)
+    hidden = window(x, rows)  # (B, r, ...)
+    return (weight @ hidden.flatten(2)).view(len(hidden), -1, *hidden.shape[2:])
 
 
 def check_rank(rank: int, out_features: int, in_features: int, layer: str = "the layer") -> None:

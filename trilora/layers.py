@@ -1,20 +1,21 @@
 """The trainable modules: each turns a layer's input into the adapter's addition to its output."""
 
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .errors import TriLoRAError
-from .factors import GAUSSIAN_STD, Factors, check_rank, forward, gaussian, initial, root_split, scaled
+from .factors import GAUSSIAN_STD, Factors, Window, check_rank, forward, gaussian, initial, root_split, scaled
 
 
 @runtime_checkable
 class AdapterLayer(Protocol):
-    """What training needs of an adapter on one linear layer."""
+    """What training needs of an adapter on one linear layer or convolution."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x ΔWᵀ: (..., in) -> (..., out)."""
+        """x ΔWᵀ: (..., in) -> (..., out), or the convolution of x with ΔW: (B, in, ...) -> (B, out, ...)."""
         ...
 
     def factors(self) -> Factors:
@@ -22,17 +23,26 @@ class AdapterLayer(Protocol):
         ...
 
 
-class Dropout:
-    """What of a layer sits out the present pass: gains on its singular values, None for nothing."""
+class Addition(nn.Module):
+    """What the methods share: the pass of the present factors.
+
+    Attributes:
+        gains: on the singular values, for what sits out the present pass; None for nothing.
+        window: how the layer's convolution looks at its input; None for a linear layer.
+    """
 
     gains: Tensor | None = None
+    window: Window | None = None
 
-    def taking_part(self, factors: Factors) -> Factors:
-        """The factors of the present pass."""
-        return factors if self.gains is None else scaled(factors, self.gains)
+    def factors(self) -> Factors:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        factors = self.factors()
+        return forward(x, factors if self.gains is None else scaled(factors, self.gains), self.window)
 
 
-class TriLoRALayer(nn.Module, Dropout):
+class TriLoRALayer(Addition):
     """ΔW = g · U Σ Vᵀ with all three factors trained (paper, Eq. 5).
 
     Args:
@@ -45,23 +55,20 @@ class TriLoRALayer(nn.Module, Dropout):
         super().__init__()
         self.u = nn.Parameter(start.u.detach().float().clone())  # (out, r)
         self.sigma = nn.Parameter(start.sigma.detach().float().clone())  # (r,) or (r2, r1)
-        self.vh = nn.Parameter(start.vh.detach().float().clone())  # (r, in)
+        self.vh = nn.Parameter(start.vh.detach().float().clone())  # (r, *in)
         self.gain = gain
         self.orthonormal = orthonormal
 
     def factors(self) -> Factors:
         return Factors(self.u, self.sigma * self.gain, self.vh)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return forward(x, self.taking_part(self.factors()))
 
-
-class LoRALayer(nn.Module, Dropout):
+class LoRALayer(Addition):
     """ΔW = g · up @ down: the baseline (Hu et al. 2021), down Gaussian, up zero.
 
     Args:
         up: (out, r).
-        down: (r, in).
+        down: (r, *in).
         gain: g = alpha / rank.
     """
 
@@ -75,9 +82,6 @@ class LoRALayer(nn.Module, Dropout):
 
     def factors(self) -> Factors:
         return Factors(self.up, self.ones, self.down)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return forward(x, self.taking_part(self.factors()))
 
 
 METHODS = ("trilora", "lora")
@@ -127,6 +131,28 @@ def resume(method: str, start: Factors, gain: float, orthonormal: bool = False) 
         return LoRALayer(*root_split(scale), gain)
     if orthonormal:
         return TriLoRALayer(scale, gain, orthonormal=True)
-    size = scale.sigma.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    size = _size(scale.sigma)
     root = size.sqrt()
     return TriLoRALayer(Factors(start.u * root, scale.sigma / size, start.vh * root), gain)
+
+
+def resume_sigma(start: Factors) -> TriLoRALayer:
+    """A layer whose Σ alone learns: U and V of canonical factors bit for bit, Σ at RMS 1 with its size as the gain."""
+    size = _size(start.sigma)
+    layer = TriLoRALayer(start._replace(sigma=start.sigma / size), float(size))
+    layer.requires_grad_(False)
+    layer.sigma.requires_grad_(True)
+    return layer
+
+
+def window_of(module: nn.Module) -> Window | None:
+    """How a convolution looks at its input: its own stride, padding, dilation and way of padding; None for others."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return None
+    if module.groups != 1:
+        raise TriLoRAError(f"A convolution in {module.groups} groups can't learn. Leave its layer out of the adapter.")
+    return partial(module._conv_forward, bias=None)
+
+
+def _size(sigma: Tensor) -> Tensor:
+    return sigma.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from PIL import Image
 from torch import nn
@@ -13,6 +14,20 @@ from .run import Run
 from .settings import Settings
 
 OVERFITTING = 1.02  # a held-out loss this much above its best is no longer noise
+
+
+class Losses(NamedTuple):
+    """Of an adapter, on pictures and captions that it did not learn on.
+
+    Attributes:
+        style: loss with the trigger word.
+        moved: mean squared distance from the base with the trigger word.
+        forgotten: the same without it.
+    """
+
+    style: float
+    moved: float
+    forgotten: float
 
 
 def clock(seconds: float) -> str:
@@ -78,6 +93,18 @@ def forgetting(with_trigger: float, without: float) -> str:
         else "the base is forgotten as much as the style is learned"
     )  # fmt: skip
     return f"prompts without the trigger word moved {share:.0%} as far as those with it: {words}"
+
+
+def repaired(before: Losses, after: Losses, captions: int, held_out: bool) -> list[str]:
+    """What a repair changed, a sentence each."""
+    where = f"{_count(captions, 'caption')} that took " + ("no part" if held_out else "part: too few to hold any out")
+    removed = 1 - after.forgotten / before.forgotten if before.forgotten else 0.0
+    return [
+        f"before and after, on {where}:",
+        f"loss with the trigger word {before.style:.4f} -> {after.style:.4f} ({after.style / before.style - 1:+.1%})",
+        f"distance to the base without it {before.forgotten:.5f} -> {after.forgotten:.5f}: {removed:.0%} of the "
+        "forgetting is gone",
+    ]
 
 
 def picture(run: Run, layers: Mapping[str, Factors]) -> Image.Image:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from . import checkpoint
+from .attach import Switch
 from .cache import digest
 from .checkpoint import Best, History
 from .disk import write
 from .errors import FileError
 from .factors import Factors
-from .objective import Example, distances, score
+from .objective import Denoiser, Example, distances, score
 from .seeds import generator
 from .training import Step, Training, learned
 
@@ -190,20 +191,19 @@ def fixed_noise(examples: Sequence[Example], seed: int) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def moved(training: Training, examples: Sequence[Example]) -> tuple[float, float]:
+def moved(denoiser: Denoiser, switch: Switch, examples: Sequence[Example], seed: int) -> tuple[float, float]:
     """Mean squared distance of the adapted model from the base (with the trigger word, without it).
 
     In prediction space, at fixed noise and noise levels, over examples that have a plain caption.
     """
-    denoiser, totals, count = training.denoiser, [0.0, 0.0], 0
-    with training.averaged():
-        for example, noise in zip(examples, fixed_noise(examples, training.settings.seed), strict=True):
-            for quantile in LEVELS[1::2]:
-                levels = denoiser.levels(torch.tensor([quantile]))
-                noisy = denoiser.noised(example.latent[None], noise[None].to(example.latent), levels)
-                for i, condition in enumerate((example.condition, example.plain)):
-                    with training.switch.off():
-                        base = denoiser.denoised(noisy, levels, [condition])
-                    totals[i] += float(distances(denoiser, noisy, levels, [condition], base))
-                count += 1
+    totals, count = [0.0, 0.0], 0
+    for example, noise in zip(examples, fixed_noise(examples, seed), strict=True):
+        for quantile in LEVELS[1::2]:
+            levels = denoiser.levels(torch.tensor([quantile]))
+            noisy = denoiser.noised(example.latent[None], noise[None].to(example.latent), levels)
+            for i, condition in enumerate((example.condition, example.plain)):
+                with switch.off():
+                    base = denoiser.denoised(noisy, levels, [condition])
+                totals[i] += float(distances(denoiser, noisy, levels, [condition], base))
+            count += 1
     return totals[0] / count, totals[1] / count

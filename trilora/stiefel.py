@@ -37,7 +37,8 @@ class Stiefel:
         for parameter, transposed in self.columns:
             if parameter.grad is not None:
                 grad = _turn(parameter.grad, transposed)
-                parameter.grad.copy_(_turn(tangent(_turn(parameter, transposed), grad), transposed))
+                grad = _turn(tangent(_turn(parameter, transposed), grad), transposed)
+                parameter.grad.copy_(grad.reshape(parameter.shape))
 
     @torch.no_grad()
     def retract(self) -> None:
@@ -45,8 +46,8 @@ class Stiefel:
         for (parameter, transposed), before in zip(self.columns, self.before, strict=True):
             x = _turn(before, transposed)
             step = tangent(x, _turn(parameter, transposed) - x)
-            parameter.copy_(_turn(polar(x + step), transposed))
+            parameter.copy_(_turn(polar(x + step), transposed).reshape(parameter.shape))
 
 
 def _turn(x: Tensor, transposed: bool) -> Tensor:
-    return x.T if transposed else x
+    return x.flatten(1).T if transposed else x

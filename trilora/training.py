@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from .attach import Switch
 from .draws import Draws, Item, sitting_out
 from .errors import TrainingError
 from .factors import Factors, canonical
-from .layers import AdapterLayer, create, resume
+from .layers import AdapterLayer, Addition, create, resume, resume_sigma, window_of
 from .objective import Denoiser, Variants, distances, level_weights
 from .seeds import generator
 from .settings import Settings
@@ -44,28 +44,41 @@ class Step:
 
 
 def create_layers(
-    modules: Mapping[str, nn.Linear], settings: Settings, start: Mapping[str, Factors] | None = None
+    modules: Mapping[str, nn.Module],
+    settings: Settings,
+    start: Mapping[str, Factors] | None = None,
+    weight_of: Callable[[nn.Module], Tensor] = lambda module: cast(Tensor, module.weight).detach(),
+    device: torch.device | None = None,
 ) -> dict[str, nn.Module]:
     """An adapter layer for each chosen module, seeded by its path, so that one more target changes no other.
 
     Args:
         modules: layer path -> module.
         settings: method, rank, alpha, seed.
-        start: layer path -> canonical factors to go on from; a layer without any begins afresh.
+        start: layer path -> canonical factors to go on from; a linear layer without any begins afresh.
+        weight_of: a module's weight, dense, for hosts that stream or quantise weights.
+        device: where the layers go; None for where each weight is.
 
     Raises:
         RankError: a layer cannot hold the rank; names the layer.
+        TrainingError: Σ alone was to learn, with no adapter whose U and V could be kept.
     """
     start = start or {}
+    if settings.learn == "sigma" and not start:
+        raise TrainingError(
+            "Σ alone was to learn (learn: sigma), but there is no adapter whose U and V it belongs to. Connect one to "
+            "start_from, or set learn to all."
+        )
     layers: dict[str, nn.Module] = {}
     for path, module in modules.items():
+        place = device or cast(Tensor, module.weight).device
         if path in start:
-            layers[path] = _resumed(start[path], settings).to(module.weight.device)
+            layers[path] = _resumed(start[path], settings, module).to(place)
         else:
             draw = generator(settings.seed, "adapter", path)
             gain = settings.alpha / settings.rank
             form = (settings.core, settings.initialisation, path)
-            layers[path] = create(settings.method, module.weight.detach(), settings.rank, gain, draw, *form)
+            layers[path] = create(settings.method, weight_of(module), settings.rank, gain, draw, *form).to(place)
     return layers
 
 
@@ -282,11 +295,21 @@ def train(
     yield from Training(denoiser, layers, switch, examples, settings)
 
 
-def _resumed(start: Factors, settings: Settings) -> nn.Module:
-    layer = resume(settings.method, start, settings.alpha / settings.rank, settings.initialisation == "orthogonal")
+def frozen(
+    modules: Mapping[str, nn.Module], factors: Mapping[str, Factors], device: torch.device | None = None
+) -> dict[str, nn.Module]:
+    """Layers that show an adapter as it is: nothing of them learns."""
+    layers = create_layers(modules, Settings(learn="sigma"), factors, device=device)
+    return {path: layer.requires_grad_(False) for path, layer in layers.items()}
+
+
+def _resumed(start: Factors, settings: Settings, module: nn.Module) -> nn.Module:
     if settings.learn == "sigma":
-        layer.requires_grad_(False)
-        layer.sigma.requires_grad_(True)
+        layer: Addition = resume_sigma(start)
+    else:
+        gain = settings.alpha / settings.rank
+        layer = resume(settings.method, start, gain, settings.initialisation == "orthogonal")
+    layer.window = window_of(module)
     return layer
 
 

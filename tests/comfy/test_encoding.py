@@ -240,11 +240,13 @@ def test_a_padded_border_has_no_weight(build: Callable, encode: Callable) -> Non
 @pytest.fixture
 def shown(encoding: Any, encode: Callable, demo: Any, pack: dict[str, Any]) -> Callable[..., Any]:
     """The examples that a data set gives on the demo model."""
-    denoiser = importlib.import_module(encoding.__name__.replace(".encoding", ".denoiser"))
+    denoiser, lending = (
+        importlib.import_module(encoding.__name__.replace(".encoding", name)) for name in (".denoiser", ".lending")
+    )
 
     def run(data: Any, plain: bool = True) -> Any:
         made, *_ = encode(data, plain)
-        with torch.inference_mode(), denoiser.lent(demo.model) as patcher:
+        with torch.inference_mode(), lending.lent(demo.model) as patcher:
             return encoding.examples(denoiser.ComfyDenoiser(patcher), made), made
 
     return run
@@ -286,12 +288,14 @@ def test_masks_are_ordinary_tensors_that_autograd_may_keep(build: Callable, show
 def test_sdxl_is_told_each_pictures_size_crop_and_bucket(
     build: Callable, encode: Callable, encoding: Any, tiny_sdxl: Any
 ) -> None:
-    denoiser = importlib.import_module(encoding.__name__.replace(".encoding", ".denoiser"))
+    denoiser, lending = (
+        importlib.import_module(encoding.__name__.replace(".encoding", name)) for name in (".denoiser", ".lending")
+    )
     data = build(caption_dropout=0.1, bucket_step=0)
     made, *_ = encode(data)
     words = {p: [[torch.randn(1, 77, 16), {"pooled_output": torch.full((1, 1280), i)}]] for i, p in
              enumerate(made.captions, start=1)}  # fmt: skip
-    with torch.inference_mode(), denoiser.lent(tiny_sdxl) as patcher:
+    with torch.inference_mode(), lending.lent(tiny_sdxl) as patcher:
         (wide,), (square,) = encoding.examples(denoiser.ComfyDenoiser(patcher), replace(made, captions=words))
     embed = tiny_sdxl.model.embedder
 
@@ -308,10 +312,12 @@ def test_sdxl_is_told_each_pictures_size_crop_and_bucket(
 def test_sdxl_is_told_nothing_was_cut_from_a_padded_picture(
     build: Callable, encode: Callable, encoding: Any, tiny_sdxl: Any
 ) -> None:
-    denoiser = importlib.import_module(encoding.__name__.replace(".encoding", ".denoiser"))
+    denoiser, lending = (
+        importlib.import_module(encoding.__name__.replace(".encoding", name)) for name in (".denoiser", ".lending")
+    )
     made, *_ = encode(build(bucket_step=0, fit="pad"))
     words = {p: [[torch.randn(1, 77, 16), {"pooled_output": torch.zeros(1, 1280)}]] for p in made.captions}
-    with torch.inference_mode(), denoiser.lent(tiny_sdxl) as patcher:
+    with torch.inference_mode(), lending.lent(tiny_sdxl) as patcher:
         (wide,), _ = encoding.examples(denoiser.ComfyDenoiser(patcher), replace(made, captions=words))
     embed = tiny_sdxl.model.embedder
     want = [embed(torch.tensor([float(size)])).flatten() for size in (150, 300, 0, 0, 128, 128)]

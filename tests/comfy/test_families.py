@@ -25,7 +25,7 @@ def parts(pack: Any) -> SimpleNamespace:
     """The modules of the pack, as ComfyUI loaded them."""
     package = pack["TriLoRATrain"].__module__.rsplit(".", 2)[0]
     names = {
-        "nodes": ("denoiser", "differentiable", "patching"),
+        "nodes": ("denoiser", "lending", "patching"),
         "trilora": ("attach", "families", "files", "objective", "targets", "training"),
     }
     return SimpleNamespace(
@@ -49,14 +49,16 @@ class Run:
         self.before = weights(self.root)
         self.chosen = parts.targets.select(self.root, "attention + mlp")
         settings = parts.training.Settings(rank=2, steps=2, batch=2, preserve=0.3, learning_rate=1e-2, seed=3)
-        with parts.denoiser.lent(self.model) as patcher:
+        with parts.lending.lent(self.model) as patcher:
             self.denoiser = parts.denoiser.ComfyDenoiser(patcher)
             self.examples = [self.example(seed) for seed in range(2)]
             with attention_functions() as self.attention:
                 self.predicted = self.prediction().detach()
+            pictures = [(example,) for example in self.examples]
             self.layers = parts.training.create_layers(self.chosen, settings)
             with parts.attach.attached(self.root, self.layers) as switch:
-                self.steps = list(parts.training.train(self.denoiser, self.layers, switch, self.examples, settings))
+                steps = parts.training.train(self.denoiser, self.layers, switch, pictures, settings)
+                self.steps = list(steps)
                 self.slopes = self.slope()
         self.after = weights(self.root)
 

@@ -175,7 +175,7 @@ def test_options_reach_the_run(train: Callable[..., Any], run_node: Callable[...
         "average": 0.5, "rank_dropout": 0.1, "layer_dropout": 0.1, "samples": 8,
         "noise_levels": {"noise_levels": "logit-normal", "mean": 0.5, "std": 1.5}, "min_snr": 5.0,
         "noise_offset": 0.05, "loss": {"loss": "huber", "delta": 0.2}, "preserve_captions": "a red house\na blue cat",
-        "preserve_every": 1, "prior": 0.5, "precision": "bfloat16", "checkpointing": True,
+        "preserve_every": 1, "prior": 0.5, "precision": "float32", "checkpointing": True,
     }  # fmt: skip
     (wire,) = run_node("TriLoRATrainOptions", **options)
     trained = train(options=wire, steps=3, preserve=0.2)

@@ -5,7 +5,7 @@ import torch
 from strategies import DTYPES, bits, far, make, randn, same_bits
 from torch import nn
 
-from trilora.attach import attached
+from trilora.attach import attached, standing_in
 from trilora.errors import TargetError
 from trilora.factors import delta
 from trilora.layers import LoRALayer, TriLoRALayer
@@ -127,3 +127,19 @@ def test_a_layer_called_by_keyword_is_adapted_too():
     with attached(root, {"0": layer}):
         by_position, by_keyword = root[0](x), root[0](input=x)
     assert torch.equal(by_position, by_keyword)
+
+
+def test_layers_that_stand_in_act_in_place_of_the_others_and_only_where_they_are_shown():
+    root, layers, x = model(), adapters(), randn(1, 4, 6)
+    others = {"0": TriLoRALayer(make(8, 6, 2, seed=9))}
+    with torch.no_grad():
+        with attached(root, others):
+            want = root(x)
+        with attached(root, layers) as switch:
+            alone = root(x)
+            with standing_in(root, others, switch) as shown:
+                assert torch.equal(root(x), alone)
+                with shown():
+                    assert torch.equal(root(x), want)
+                assert torch.equal(root(x), alone)
+            assert len(root[0]._forward_hooks) == 1

@@ -8,8 +8,8 @@ from strategies import DTYPES, dense, far, make, off_identity, randn, seeded, se
 from torch import nn
 
 from trilora.errors import RankError, TriLoRAError
-from trilora.factors import Factors, delta
-from trilora.layers import AdapterLayer, LoRALayer, TriLoRALayer, create
+from trilora.factors import Factors, canonical, delta
+from trilora.layers import AdapterLayer, LoRALayer, TriLoRALayer, create, resume, resume_sigma, window_of
 
 KINDS = pytest.mark.parametrize(
     ("method", "core"), [("trilora", "diagonal"), ("trilora", "full"), ("lora", "diagonal")]
@@ -140,3 +140,43 @@ def test_a_layer_can_learn_from_factors_made_in_inference_mode():
     layer = TriLoRALayer(start)
     layer(randn(0, 3, 5)).sum().backward()
     assert layer.sigma.grad.any()
+
+
+CONVOLUTIONS = [
+    (nn.Conv2d, {"kernel_size": 3, "padding": 1}),
+    (nn.Conv2d, {"kernel_size": (1, 3), "stride": 2, "padding": (0, 2), "dilation": (1, 2)}),
+    (nn.Conv2d, {"kernel_size": 3, "padding": "same", "padding_mode": "circular"}),
+    (nn.Conv2d, {"kernel_size": 1}),
+    (nn.Conv1d, {"kernel_size": 3, "stride": 2}),
+    (nn.Conv3d, {"kernel_size": (3, 1, 2), "padding": (1, 0, 0)}),
+]
+
+
+@pytest.mark.parametrize(("kind", "shape"), CONVOLUTIONS)
+@pytest.mark.parametrize("method", ["trilora", "lora", "sigma"])
+def test_an_adapted_convolution_is_the_convolution_with_the_merged_weight(kind, shape, method):
+    module = kind(6, 10, **shape, bias=False)
+    start = canonical(make(10, 6, 3, kernel=tuple(module.weight.shape[2:])))
+    layer = resume_sigma(start) if method == "sigma" else resume(method, start, 0.5)
+    layer.window = window_of(module)
+    x = randn(1, 2, 6, *[7] * (module.weight.ndim - 2))
+    with torch.no_grad():
+        got = module(x) + layer(x)
+        module.weight += delta(start)
+        torch.testing.assert_close(got, module(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_convolution_in_groups_is_refused():
+    with pytest.raises(TriLoRAError, match="in 2 groups can't learn"):
+        window_of(nn.Conv2d(4, 4, 3, groups=2))
+
+
+def test_learning_sigma_alone_keeps_u_and_v_bit_for_bit():
+    start = canonical(make(12, 8, 3))
+    layer = resume_sigma(start)
+    optimizer = torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], lr=0.1)
+    layer(randn(1, 4, 8)).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(layer.u, start.u)
+    assert torch.equal(layer.vh, start.vh)
+    assert not torch.allclose(layer.factors().sigma, start.sigma, rtol=0.01)

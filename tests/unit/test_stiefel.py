@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import off_identity, randn, seeded, seeds, sides
+from strategies import make, off_identity, randn, seeded, seeds, sides
+from torch import nn
 
-from trilora.factors import delta, orthonormal_rows
-from trilora.layers import create
+from trilora.factors import canonical, delta, orthonormal_rows
+from trilora.layers import TriLoRALayer, create, window_of
 from trilora.stiefel import Stiefel, polar, tangent
 
 
@@ -118,3 +119,15 @@ def test_sigma_is_free():
     manifold.retract()
     assert (layer.sigma == 5).all()
     assert (layer.sigma.grad == 1).all()
+
+
+def test_a_convolutions_factors_stay_orthonormal_too():
+    layer = TriLoRALayer(canonical(make(10, 6, 3, kernel=(3, 3))), orthonormal=True)
+    layer.window = window_of(nn.Conv2d(6, 10, 3))
+    optimizer, manifold = torch.optim.AdamW(layer.parameters(), lr=0.1), Stiefel([layer])
+    layer(randn(1, 2, 6, 5, 5)).square().mean().backward()
+    manifold.prepare()
+    optimizer.step()
+    manifold.retract()
+    assert off_identity(layer.u.detach()) < 1e-5
+    assert off_identity(layer.vh.detach().flatten(1).T) < 1e-5

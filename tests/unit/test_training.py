@@ -1,14 +1,16 @@
 """Training on a toy model: what learns, what stays, and what is said when it goes wrong."""
 
 import contextlib
+import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from strategies import CONDITION, LATENT, Toy, ToyNet, bits, far, off_identity, randn, same_bits
 from torch import nn
 
-from trilora.attach import attached
+from trilora.attach import attached, standing_in
 from trilora.dataset import Batches
 from trilora.errors import RankError, TrainingError
 from trilora.factors import delta
@@ -16,7 +18,7 @@ from trilora.objective import Example, score
 from trilora.seeds import generator
 from trilora.settings import Settings
 from trilora.targets import linear_layers
-from trilora.training import create_layers, learned, train
+from trilora.training import Training, create_layers, frozen, learned, train
 
 FAST = {"rank": 4, "alpha": 4.0, "steps": 60, "batch": 2, "learning_rate": 1e-2}
 WAYS = {
@@ -441,3 +443,48 @@ def test_a_setting_that_makes_no_sense_is_named_with_its_value_and_its_range(fie
 def test_settings_cannot_change_under_a_run():
     with pytest.raises(AttributeError):
         Settings().rank = 3
+
+
+def test_sigma_alone_learns_a_few_numbers_of_an_adapter_and_keeps_its_u_and_v():
+    first = Run()
+    start = learned(first.layers)
+    settings = replace(first.settings, learn="sigma", steps=20)
+    layers = create_layers(linear_layers(first.toy.net), settings, start)
+    with attached(first.toy.net, layers) as switch:
+        steps = list(train(first.toy, layers, switch, first.data, settings))
+    assert sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad) == 2 * 4
+    assert steps[0].loss == pytest.approx(loss_of(first.toy, start, first.data, settings), rel=1e-4)
+    for path, layer in layers.items():
+        assert torch.equal(layer.u, start[path].u)
+        assert torch.equal(layer.vh, start[path].vh)
+        assert not torch.allclose(layer.factors().sigma, start[path].sigma, rtol=1e-3)
+
+
+def loss_of(toy: Toy, factors: dict, data: list[tuple[Example]], settings: Settings) -> float:
+    """The first step's loss with an adapter on the model."""
+    merged = Toy(toy.kind, copy.deepcopy(toy.net))
+    with torch.no_grad():
+        for path, module in linear_layers(merged.net).items():
+            module.weight += delta(factors[path])
+    fresh = replace(settings, learn="all", initialisation="balanced")
+    layers = create_layers(linear_layers(merged.net), fresh)
+    with attached(merged.net, layers) as switch:
+        return next(train(merged, layers, switch, data, fresh)).loss
+
+
+def test_sigma_alone_needs_an_adapter_to_start_from():
+    with pytest.raises(TrainingError, match="no adapter whose U and V it belongs to. Connect one to start_from"):
+        create_layers(linear_layers(ToyNet()), Settings(learn="sigma"))
+
+
+def test_a_run_that_imitates_an_adapter_starts_without_a_loss_and_forgets_less_than_it():
+    first = Run(steps=80)
+    start = learned(first.layers)
+    settings = replace(first.settings, preserve=1.0, steps=40, learning_rate=3e-3)
+    modules = linear_layers(first.toy.net)
+    layers = create_layers(modules, settings, start)
+    with attached(first.toy.net, layers) as switch, standing_in(first.toy.net, frozen(modules, start), switch) as shown:
+        training = Training(first.toy, layers, switch, first.data, settings, teacher=shown)
+        steps = list(training)
+    assert steps[0].loss < 1e-8 < steps[-1].loss
+    assert sum(s.preservation for s in steps[-10:]) < 0.7 * sum(s.preservation for s in steps[:10])
