@@ -148,15 +148,16 @@ def _go(outcome: Outcome, patcher: ModelPatcher, progress: Progress, looked_at: 
             progress.step(step)
             _preview(outcome, patcher, progress, step.number)
         plain = [example for example in looked_at[:COMPARED] if example.plain is not None]
-        outcome.said += report.outcome(run, _moved(run.training, plain) if plain and settings.preserve else None)
+        outcome.said += report.outcome(run, _moved(run, plain) if plain and settings.preserve else None)
         outcome.said.append(table(outcome.modules, settings.rank))
     except BaseException:
         outcome.keep()
         raise
 
 
-def _moved(training: Training, examples: Sequence) -> tuple[float, float]:
-    with training.averaged():
+def _moved(run: Run, examples: Sequence) -> tuple[float, float]:
+    training = run.training
+    with run.chosen():
         return moved(training.denoiser, training.switch, examples, training.settings.seed)
 
 

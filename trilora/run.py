@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,17 @@ class Run:
 
     def result(self) -> dict[str, Factors]:
         """The factors to hand on: the best ones where pictures were held out, else the last."""
+        with self.chosen():
+            return learned(self.training.layers)  # type: ignore[arg-type]
+
+    @contextmanager
+    def chosen(self) -> Iterator[None]:
+        """Within the block the layers hold what is handed on."""
         with self.training.averaged():
-            if not (self.watch.keep_best and self.best.parameters):
-                return learned(self.training.layers)  # type: ignore[arg-type]
             last = {name: p.detach().clone() for name, p in self.training.parameters.items()}
-            self.training.put(self.best.parameters)
+            self.training.put(self.best.parameters if self.watch.keep_best else {})
             try:
-                return learned(self.training.layers)  # type: ignore[arg-type]
+                yield
             finally:
                 self.training.put(last)
 

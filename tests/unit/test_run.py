@@ -248,9 +248,9 @@ def test_forgetting_is_nothing_at_the_start_and_grows_with_training(tmp_path):
     run, context = make(tmp_path, held=0, preserve=0.0)
     with contextlib.closing(context.gen):
         looked_at = [example for (example,) in pictures(3)]
-        assert moved(run.training, looked_at) == (0.0, 0.0)
+        assert moved(run.training.denoiser, run.training.switch, looked_at, 0) == (0.0, 0.0)
         list(run)
-        with_trigger, without = moved(run.training, looked_at)
+        with_trigger, without = moved(run.training.denoiser, run.training.switch, looked_at, 0)
     assert with_trigger > 0
     assert without > 0
 
