@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 Fetch = Callable[[nn.Module, Tensor], AbstractContextManager[Tensor]]
 """The layer's weight, dense, in the given tensor's dtype and on its device, for the length of a block."""
 
-_CONVOLUTIONS = {3: nn.grad.conv1d_input, 4: nn.grad.conv2d_input, 5: nn.grad.conv3d_input}
+_CONVOLUTIONS = {3: conv1d_input, 4: conv2d_input, 5: conv3d_input}
 
 
 def frozen(layer: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor], fetch: Fetch) -> Tensor:
@@ -26,18 +27,18 @@ def frozen(layer: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor], fetch: 
         run: the layer's own forward; runs without autograd.
         fetch: the weight that `run` used, once more.
     """
-    result: Tensor = _Frozen.apply(x, layer, run, fetch)  # type: ignore[no-untyped-call]
+    result: Tensor = _Frozen.apply(x, layer, run, fetch)
     return result
 
 
 class _Frozen(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.Module, run: Callable[[Tensor], Tensor], fetch: Fetch) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, layer: nn.Module, run: Callable[[Tensor], Tensor], fetch: Fetch) -> Tensor:
         ctx.layer, ctx.fetch, ctx.shape, ctx.dtype = layer, fetch, x.shape, x.dtype
         return run(x.detach())
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         with ctx.fetch(ctx.layer, gradient) as weight:
             return input_gradient(ctx.layer, weight, gradient, ctx.shape).to(ctx.dtype), None, None, None
@@ -47,5 +48,5 @@ def input_gradient(layer: Any, weight: Tensor, gradient: Tensor, shape: torch.Si
     """What a linear layer's or convolution's input of the given shape gets from its output's gradient."""
     if weight.ndim == 2:
         return (gradient.reshape(-1, weight.shape[0]) @ weight).view(shape)
-    back = _CONVOLUTIONS[weight.ndim]
+    back: Callable[..., Tensor] = _CONVOLUTIONS[weight.ndim]
     return back(shape, weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups)
