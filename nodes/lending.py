@@ -134,8 +134,8 @@ def _frozen_forward(module: Any) -> Callable[..., Any]:
     known = type(module).forward.__module__ == comfy.ops.__name__
     if known and _is_affine(module):
         return lambda input: _affine(module, own, input)
-    if known and isinstance(module, tuple(NORMS)) and module.weight is not None:
-        return lambda input: own(input) if _lies_ready(module, input) else _norm(module, input)
+    if known and isinstance(module, tuple(NORMS)):
+        return lambda input: _norm(module, own, input)
 
     def other(*args: Any, **kwargs: Any) -> Any:
         if not (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)):
@@ -165,7 +165,7 @@ def _affine(module: Any, own: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         x = x.clone()  # it clamps its input in place
 
     def run(x: Tensor) -> Tensor:
-        return forward(x) if _lies_ready(module, x) else _run(lambda: forward(x))
+        return _view(forward(x)) if _lies_ready(module, x) else _run(lambda: forward(x))
 
     return frozen(module, x, run, fetched) if torch.is_grad_enabled() and x.requires_grad else run(x)
 
@@ -177,8 +177,10 @@ NORMS: dict[type, Callable[..., Tensor]] = {
 }
 
 
-def _norm(module: Any, x: Tensor) -> Tensor:
+def _norm(module: Any, own: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """With copies of its few weights, that autograd may keep."""
+    if module.weight is None or _lies_ready(module, x):
+        return own(x)
     dtype = x.dtype if module.comfy_cast_weights or not torch.is_autocast_enabled(x.device.type) else None
     with torch.inference_mode():
         weight, bias, stream = comfy.ops.cast_bias_weight(

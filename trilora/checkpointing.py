@@ -50,19 +50,19 @@ def _remembering_inputs(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        names, count = list(kwargs), len(args)
+        names, count, first = list(kwargs), len(args), [(*args, *kwargs.values())]
 
-        def again(*values: Any) -> Any:
-            values = tuple(map(_as_it_is, values))
+        def once_more(*copies: Any) -> Any:
+            values = first.pop() if first else copies
             return forward(*values[:count], **dict(zip(names, values[count:], strict=True)))
 
-        # Named tensors go by position too: only there does torch see that a later layer changed one in place.
-        values = [_as_it_is(value) for value in (*args, *kwargs.values())]
-        return checkpoint(again, *values, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(once_more, *map(_as_it_is, first[0]), use_reentrant=False, preserve_rng_state=False)
 
     return run
 
 
 def _as_it_is(value: Any) -> Any:
-    """Networks go on writing (the number of the block, say) into the dicts that they hand to their blocks."""
+    """A copy for the second time: networks write on into the dicts they hand out, and blocks into their inputs."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.requires_grad else value
     return dict(value) if type(value) is dict else value

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import grad
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 Fetch = Callable[[nn.Module, Tensor], AbstractContextManager[Tensor]]
 """The layer's weight, dense, in the given tensor's dtype and on its device, for the length of a block."""
 
-_CONVOLUTIONS = {3: grad.conv1d_input, 4: grad.conv2d_input, 5: grad.conv3d_input}
+_CONVOLUTIONS = {3: conv1d_input, 4: conv2d_input, 5: conv3d_input}
 
 
 def frozen(layer: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor], fetch: Fetch) -> Tensor:
