@@ -48,12 +48,12 @@ class TriLoRARepair(io.ComfyNode):
                     "Flux, 0.0007 for the demo model. Too high and the style suffers.",
                 ),
                 io.Float.Input(
-                    "preserve", default=0.3, min=0.01, max=10.0, step=0.05,
+                    "preserve", default=0.3, min=0.01, max=10.0, step=0.05, advanced=True,
                     tooltip="How much the base counts beside the style. 0.3 keeps the style best, 1 brings the base "
                     "back furthest.",
                 ),
                 io.Int.Input(
-                    "batch", default=1, min=1, max=64,
+                    "batch", default=1, min=1, max=64, advanced=True,
                     tooltip="Pictures looked at in each correction. More cost time and memory and make it steadier.",
                 ),
                 io.Int.Input(

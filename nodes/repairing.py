@@ -14,6 +14,7 @@ from ..trilora.errors import DataError
 from ..trilora.files import Adapter
 from ..trilora.pictures import from_tensors
 from ..trilora.plot import contact_sheet
+from ..trilora.run import Watch
 from ..trilora.settings import Settings
 from .previews import Preview
 from .progress import Progress
@@ -120,12 +121,13 @@ def _pictures(repair: Repair, captions: Sequence[str], progress: Progress) -> Da
 
 
 def _task(repair: Repair, train: Dataset, held: Dataset | None, captions: Sequence[str]) -> Task:
-    watch = dict(repair.watch or {"preview": Preview(every=0)})
-    if "watch" in watch:  # the held-out loss knows the style alone, so that its best step would be the first
-        watch["watch"] = replace(watch["watch"], keep_best=False, patience=0)
-    own = repair.dataset is None
-    given = {"held_out": held, "start": repair.adapter, "imitate": own, "plain": () if own else tuple(captions)}
-    return Task(repair.model, repair.clip, repair.vae, train, repair.settings, **{**watch, **given, "share": 0.0})
+    watched, own = repair.watch or {}, repair.dataset is None
+    # the held-out loss knows the style alone, so that its best step would be one of the first
+    watch = replace(watched.get("watch", Watch()), keep_best=False, patience=0)
+    return Task(
+        *repair.wires, train, repair.settings, watch, watched.get("preview", Preview(every=0)), share=0.0,
+        held_out=held, start=repair.adapter, imitate=own, plain=() if own else tuple(captions),
+    )  # fmt: skip
 
 
 def _before_and_after(repair: Repair, adapter: Adapter, data: Dataset, progress: Progress) -> Image.Image:

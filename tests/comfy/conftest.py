@@ -3,8 +3,12 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
+
+from demo.draw import draw
+from demo.world import SceneSpec, caption, held_out_triples
 
 STYLE = "demo: stained_glass"
 TRIGGER = "zorvex"
@@ -93,6 +97,51 @@ def train(
 def adapter(train: Callable[..., Training]) -> Any:
     """A small trained adapter."""
     return train(steps=8, learning_rate=5e-3).trilora
+
+
+@pytest.fixture(scope="session")
+def unseen(run_node: Callable[..., Any]) -> Any:
+    """Pictures in the style, of things, colours and places that neither the base nor the style set ever showed."""
+    triples = held_out_triples()[::4][:8]
+    specs = [SceneSpec(*triple, scene="meadow", seed=i) for i, triple in enumerate(triples)]
+    pixels = [torch.from_numpy(numpy.array(draw(spec, "stained_glass"))).float() / 255 for spec in specs]
+    (data,) = run_node(
+        "TriLoRADataset", folder=["unused"], trigger=[TRIGGER], resolution=[128], bucket_step=[0],
+        images=[torch.stack(pixels)], captions=[caption(spec) for spec in specs],
+    )  # fmt: skip
+    return data
+
+
+@pytest.fixture(scope="session")
+def held_out_loss(train: Callable[..., Training], unseen: Any) -> Callable[[Any], float]:
+    """The loss of first steps, before their correction, on pictures that nothing was trained on, at the same noise."""
+
+    def loss(model: Any) -> float:
+        first_steps = [train(model=model, dataset=unseen, steps=1, batch=8, seed=s).loss_map["loss"] for s in range(3)]
+        return sum(float(losses[0]) for losses in first_steps) / len(first_steps)
+
+    return loss
+
+
+@pytest.fixture(scope="session")
+def drift(demo: Demo) -> Callable[[Any, str], float]:
+    """Mean squared difference of what base and adapted model predict for a prompt, over noise levels."""
+
+    @torch.inference_mode()
+    def difference(adapted: Any, words: str) -> float:
+        import comfy.model_management as management
+
+        text = demo.clip.encode_from_tokens_scheduled(demo.clip.tokenize(words))[0][0]
+        noisy = torch.randn(6, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+        times = torch.tensor([50.0, 200.0, 400.0, 600.0, 800.0, 950.0])
+        outputs = []
+        for model in (demo.model, adapted):
+            management.load_models_gpu([model])
+            outputs.append(model.model.diffusion_model(noisy, times, context=text.expand(6, -1, -1)).clone())
+        management.load_models_gpu([demo.model])
+        return float((outputs[0] - outputs[1]).square().mean())
+
+    return difference
 
 
 @pytest.fixture
