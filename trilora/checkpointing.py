@@ -64,5 +64,6 @@ def _remembering_inputs(forward: Callable[..., Any]) -> Callable[..., Any]:
 def _as_it_is(value: Any) -> Any:
     """A copy for the second time: networks write on into the dicts they hand out, and blocks into their inputs."""
     if isinstance(value, torch.Tensor):
-        return value.clone() if value.requires_grad else value
+        tokens = value.ndim == 3  # (batch, tokens, channels): added to before any gradient reaches them, too
+        return value.clone() if value.requires_grad or tokens else value
     return dict(value) if type(value) is dict else value
