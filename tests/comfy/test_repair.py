@@ -61,7 +61,6 @@ def test_a_repair_removes_two_thirds_of_the_forgetting_and_the_style_stays(
     models = [run_node("TriLoRAApply", model=demo.model, trilora=t, strength=1.0)[0] for t in (forgetful, repaired)]
     before, after = (sum(drift(model, words) for words in unseen) for model in models)
     style_before, style_after = (held_out_loss(model) for model in models)
-    print(before, after, after / before, style_before, style_after)
     assert after < before / 3
     assert style_after < 1.03 * style_before
     assert repaired.layers.keys() == forgetful.layers.keys()
