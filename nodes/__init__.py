@@ -11,9 +11,12 @@ class TriLoRAExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .combine import ExtractTriLoRA, MergeTriLoRA, ResizeTriLoRA
+        from .compare import TriLoRACompare
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
+        from .schedule import TriLoRASchedule
+        from .spectrum import TriLoRASpectrum
         from .strength import TriLoRAStrength
         from .train import TrainTriLoRA
         from .train_options import TrainOptions, TrainWatch
@@ -30,6 +33,9 @@ class TriLoRAExtension(ComfyExtension):
             MergeTriLoRA,
             ExtractTriLoRA,
             ResizeTriLoRA,
+            TriLoRASchedule,
+            TriLoRASpectrum,
+            TriLoRACompare,
             TriLoRADemoModel,
         ]
 
