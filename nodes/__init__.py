@@ -11,10 +11,13 @@ class TriLoRAExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .combine import ExtractTriLoRA, MergeTriLoRA, ResizeTriLoRA
+        from .compare import TriLoRACompare
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
         from .repair import TriLoRARepair
+        from .schedule import TriLoRASchedule
+        from .spectrum import TriLoRASpectrum
         from .strength import TriLoRAStrength
         from .train import TrainTriLoRA
         from .train_options import TrainOptions, TrainWatch
@@ -32,6 +35,9 @@ class TriLoRAExtension(ComfyExtension):
             ExtractTriLoRA,
             ResizeTriLoRA,
             TriLoRARepair,
+            TriLoRASchedule,
+            TriLoRASpectrum,
+            TriLoRACompare,
             TriLoRADemoModel,
         ]
 

@@ -119,9 +119,9 @@ def apply(model: ModelPatcher, adapter: Adapter, strength: float, file: str = ""
     Raises:
         TargetError: a layer that the MODEL does not have, or one of another shape; nothing is patched then.
     """
-    layers = {name: factors for name, factors in adapter.layers.items() if not is_text(name)}
+    patches = model_patches(model, adapter, file)
     patched = model.clone()
-    patched.add_patches(_patches(model.model, "MODEL", key_map(model), layers, adapter, file), strength)
+    patched.add_patches(patches, strength)
     return patched
 
 
@@ -131,12 +131,22 @@ def apply_to_clip(clip: CLIP, adapter: Adapter, strength: float, file: str = "")
     Raises:
         TargetError: as for `apply`.
     """
-    encoder = clip.cond_stage_model
-    known = comfy.lora.model_lora_keys_clip(encoder, {})
-    layers = {name: adapter.layers[name] for name in text_layers(adapter)}
+    patches = clip_patches(clip.cond_stage_model, adapter, file)
     patched = clip.clone()
-    patched.add_patches(_patches(encoder, "CLIP", known, layers, adapter, file), strength)
+    patched.add_patches(patches, strength)
     return patched
+
+
+def model_patches(model: ModelPatcher, adapter: Adapter, file: str = "") -> dict[Any, TriLoRAPatch]:
+    """What `add_patches` of the MODEL takes; raises as `apply` does."""
+    layers = {name: factors for name, factors in adapter.layers.items() if not is_text(name)}
+    return _patches(model.model, "MODEL", key_map(model), layers, adapter, file)
+
+
+def clip_patches(encoder: nn.Module, adapter: Adapter, file: str = "") -> dict[Any, TriLoRAPatch]:
+    """What `add_patches` of the CLIP around this encoder takes; raises as `apply` does."""
+    layers = {name: adapter.layers[name] for name in text_layers(adapter)}
+    return _patches(encoder, "CLIP", comfy.lora.model_lora_keys_clip(encoder, {}), layers, adapter, file)
 
 
 def is_text(name: str) -> bool:

@@ -30,18 +30,13 @@ def sample(
         width, height: in pixels; rounded down to what the model's latents can hold.
         on_step: called with the number of each finished step.
     """
-    busy = getattr(model.model, "current_patcher", None) is model
     with torch.inference_mode(), _own_randomness(model.load_device):
         latent = empty_latent(model, width, height)
-        try:
-            latent = comfy.sample.sample(
-                model, comfy.sample.prepare_noise(latent, seed), steps, cfg, sampler, scheduler, positive, negative,
-                latent, callback=on_step and (lambda step, *_: on_step(step + 1)), disable_pbar=True, seed=seed,
-            )  # fmt: skip
-        finally:
-            if busy:  # the sampler took it for its own and let go of it
-                model.pre_run()
-        with _held([model] if busy else []):
+        latent = comfy.sample.sample(
+            model, comfy.sample.prepare_noise(latent, seed), steps, cfg, sampler, scheduler, positive, negative,
+            latent, callback=on_step and (lambda step, *_: on_step(step + 1)), disable_pbar=True, seed=seed,
+        )  # fmt: skip
+        with _held([model] if comfy.model_management.in_training else []):
             pixels = vae.decode(latent)
     frame = pixels.reshape(-1, *pixels.shape[-3:])[:1, ..., :3]  # a video model gives frames
     return frame.clone()  # outside inference mode: an ordinary tensor

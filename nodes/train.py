@@ -72,9 +72,9 @@ class TrainTriLoRA(io.ComfyNode):
         plain = tuple(options.get("plain", ()))
         settings = Settings(
             method=method["method"],
-            core=method.get("core", "diagonal"),
+            core=method.get("core") or Settings.core,
             initialisation=method["initialisation"],
-            learn=method.get("learn", "all"),
+            learn=method.get("learn") or Settings.learn,
             rank=rank,
             alpha=alpha,
             steps=steps,
