@@ -46,7 +46,8 @@ class TriLoRASpectrum(io.ComfyNode):
         layers = _layers(trilora, model)
         lines = measure(layers)
         picture = to_tensor(spectrum_picture(layers))
-        return io.NodeOutput(picture, table(lines), histogram(lines), ui=ui.PreviewImage(picture, cls=cls))
+        counts = histogram(line.sigma for line in lines)
+        return io.NodeOutput(picture, table(lines), counts, ui=ui.PreviewImage(picture, cls=cls))
 
 
 def _layers(trilora, model) -> dict[str, Factors]:
