@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..trilora import targets
 from ..trilora.errors import TriLoRAError
-from .patching import Layer, Patched, ShapedPatch, adapters_on, factors_of
+from .patches import ShapedPatch, factors_of
+from .reading import Layer, Patched, adapters_on
 
 Gains = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]  # layer path -> sigma (r,), of one adapter -> gains (r,)
 Plan = Mapping[int, tuple[float, Tensor | None]]  # id of a patch -> its strength, its gains

@@ -7,7 +7,7 @@ from ..trilora.errors import TriLoRAError
 from ..trilora.factors import Factors, merged
 from ..trilora.plot import to_tensor
 from ..trilora.spectrum import histogram, measure, table
-from .patching import adapters_on
+from .reading import adapters_on
 from .sockets import CATEGORY, TriLoRA
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..trilora import gains
 from ..trilora.spectrum import histogram
 from ..trilora.targets import PRESETS
-from .patching import Patched
+from .reading import Patched
 from .shaping import bypassed, chosen, planned, shaped, spectra, within
 from .sockets import CATEGORY
 
