@@ -4,7 +4,6 @@ import re
 import uuid
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -12,8 +11,9 @@ from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from ..trilora import targets
-from ..trilora.errors import TargetError, TriLoRAError
-from .patching import Layer, Patched, ShapedPatch, adapters_on, factors_of
+from ..trilora.errors import TriLoRAError
+from .patches import ShapedPatch, factors_of
+from .reading import Layer, Patched, adapters_on
 
 Gains = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]  # layer path -> sigma (r,), of one adapter -> gains (r,)
 Plan = Mapping[int, tuple[float, Tensor | None]]  # id of a patch -> its strength, its gains
@@ -74,37 +74,17 @@ def spectra(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
     return {path: f.sigma for path, f in factors.items() if f is not None}
 
 
-def within(model: ModelPatcher, paths: Iterable[str], choice: str) -> set[str]:
-    """Those of the adapters' layers that a choice names.
+def within(model: ModelPatcher, paths: Iterable[str], choice: str, blocks: str = "") -> set[str]:
+    """Those of the adapters' layers that a choice and blocks name, both as in `targets.among`.
 
-    Args:
-        model: tells the architecture, and thereby what its presets mean.
-        paths: layer paths; a part of a fused weight counts as the weight.
-        choice: a preset of `trilora.targets`, or glob patterns and block names (`output_blocks.3-5`), separated by
-            commas.
+    A part of a fused weight counts as the weight.
 
     Raises:
-        TargetError: it names none, or a preset is asked of an architecture that the table does not know.
+        TargetError: they name none, or a preset is asked of an architecture that the table does not know.
     """
     whole = {path: re.split(r"\[| \(", path)[0] for path in paths}
-    if choice in targets.PRESETS:
-        patterns = list(targets.select(model.model.diffusion_model, choice))
-    else:
-        patterns = [pattern for part in re.split(r"[,\n]", choice) for pattern in _patterns(part.strip())]
-    found = {path for path, name in whole.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
-    if not found:
-        raise TargetError(
-            f"No layer of the adapter matches {choice!r}. Its layers have names such as {', '.join(list(whole)[:3])}: "
-            "change the layers."
-        )
-    return found
-
-
-def _patterns(part: str) -> list[str]:
-    """`output_blocks.3-5` as the patterns of three blocks; anything else as itself and as the name of a block."""
-    if span := re.fullmatch(r"(.*?)(\d+)-(\d+)", part):
-        return [f"{span[1]}{number}.*" for number in range(int(span[2]), int(span[3]) + 1)]
-    return [part, f"{part}.*"] if part else []
+    found = set(targets.among(model.model.diffusion_model, dict.fromkeys(whole.values()), choice, blocks))
+    return {path for path, name in whole.items() if name in found}
 
 
 def shaped(model: ModelPatcher, plan: Plan) -> ModelPatcher:

@@ -7,7 +7,7 @@ from ..trilora.errors import TriLoRAError
 from ..trilora.factors import Factors, merged
 from ..trilora.plot import to_tensor
 from ..trilora.spectrum import histogram, measure, table
-from .patching import adapters_on
+from .reading import adapters_on
 from .sockets import CATEGORY, TriLoRA
 
 
@@ -46,7 +46,8 @@ class TriLoRASpectrum(io.ComfyNode):
         layers = _layers(trilora, model)
         lines = measure(layers)
         picture = to_tensor(spectrum_picture(layers))
-        return io.NodeOutput(picture, table(lines), histogram(lines), ui=ui.PreviewImage(picture, cls=cls))
+        counts = histogram(line.sigma for line in lines)
+        return io.NodeOutput(picture, table(lines), counts, ui=ui.PreviewImage(picture, cls=cls))
 
 
 def _layers(trilora, model) -> dict[str, Factors]:

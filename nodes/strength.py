@@ -10,13 +10,13 @@ from server import PromptServer
 from torch import Tensor
 
 from ..trilora import gains
+from ..trilora.spectrum import histogram
 from ..trilora.targets import PRESETS
-from .patching import Patched
+from .reading import Patched
 from .shaping import bypassed, chosen, planned, shaped, spectra, within
 from .sockets import CATEGORY
 
 FLAT = [(0.0, 0.5), (1.0, 0.5)]  # the widget's heights are 0 to 1, and stand for gains of 0 to 2
-BINS = 256  # of the spectrum that is drawn behind the curve
 
 
 class TriLoRAStrength(io.ComfyNode):
@@ -55,24 +55,30 @@ class TriLoRAStrength(io.ComfyNode):
                     "adapter", default=0, min=0, max=99, optional=True, advanced=True,
                     tooltip="Which adapter this node scales, counted from 1 as they were loaded; 0 for all.",
                 ),
+                io.String.Input(
+                    "blocks", default="", optional=True, advanced=True,
+                    tooltip="Which blocks of the network this node scales, as in Train TriLoRA: '4-12', 'middle', "
+                    "'input 4-8, output 3-5'. Empty for all.",
+                ),
             ],
             outputs=[io.Model.Output("model", tooltip="The model with Σ scaled; the input model is unchanged.")],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, strength, keep, curve=None, layers=None, adapter=0) -> io.NodeOutput:
+    def execute(cls, model, strength, keep, curve=None, layers=None, adapter=0, blocks="") -> io.NodeOutput:
         adapters = chosen(model, adapter)
-        choice = (layers or {"layers": "all"})["layers"]
-        if choice != "all":
-            every = [path for patched in adapters for path in patched.layers]
-            inside = within(model, every, layers.get("pattern", choice))
+        layers = layers or {"layers": "all"}
+        if layers["layers"] != "all" or blocks.strip():
+            choice = {"all": "*"}.get(layers["layers"], layers.get("pattern", layers["layers"]))
+            inside = within(model, [path for patched in adapters for path in patched.layers], choice, blocks)
             adapters = [patched.only(inside) for patched in adapters]
         shape = partial(gains_of, keep=keep, curve=CurveInput.from_raw(curve or FLAT))
         plan = ChainMap(*(planned(patched.layers, shape, strength) for patched in adapters))
         told = report(adapters, bypassed(model))
+        sigmas = [sigma for patched in adapters for sigma in spectra(patched.layers).values()]
         PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
-        return io.NodeOutput(shaped(model, plan), ui={"histogram": histogram(adapters), "text": (told,)})
+        return io.NodeOutput(shaped(model, plan), ui={"histogram": histogram(sigmas), "text": (told,)})
 
 
 def keep_options() -> list:
@@ -96,9 +102,9 @@ def keep_options() -> list:
 def layer_options() -> list:
     """Which layers are scaled."""
     pattern = io.String.Input(
-        "pattern", default="output_blocks.3-5, middle_block", advanced=True,
-        tooltip="Blocks ('output_blocks.3-5') or glob patterns ('*.attn1.to_v') on the layer's path in the model, "
-        "separated by commas.",
+        "pattern", default="*.attn2.*", advanced=True,
+        tooltip="Glob patterns on the layer's path in the model, separated by commas, or 're:' and a regular "
+        "expression: as in Train TriLoRA.",
     )  # fmt: skip
     presets = [preset for preset in PRESETS if preset != "all linear"]
     return [io.DynamicCombo.Option(name, []) for name in ("all", *presets)] + [
@@ -122,15 +128,6 @@ def heights(curve: CurveInput, places: Tensor) -> Tensor:
     return 2 * torch.from_numpy(curve.interp_array(places.double().numpy())).to(places)
 
 
-def histogram(adapters: list[Patched]) -> list[int]:
-    """The adapters' mean squared singular values from the strongest to the weakest; the widget draws their root."""
-    sigmas = [sigma for patched in adapters for sigma in spectra(patched.layers).values()]
-    if not sigmas:
-        return []
-    mean = torch.stack([_resampled(sigma.cpu().square()) for sigma in sigmas]).mean(0)
-    return (mean / mean.max().clamp_min(1e-30) * 1e6).long().tolist()
-
-
 def report(adapters: list[Patched], bypass: bool) -> str:
     """What came in and at which strength, and which layers took this node's strength alone."""
     lines = []
@@ -149,7 +146,3 @@ def report(adapters: list[Patched], bypass: bool) -> str:
     if bypass:
         lines.append("An adapter from a bypass loader leaves no patch and is not scaled; set its strength there")
     return "\n".join(lines)
-
-
-def _resampled(values: Tensor) -> Tensor:
-    return torch.nn.functional.interpolate(values[None, None], BINS, mode="nearest")[0, 0]

@@ -4,7 +4,7 @@ Factors are canonical here, as they come from a file or from training.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -128,14 +128,16 @@ def mean_spectrum(lines: Sequence[Layer]) -> Tensor:
     return torch.stack([pad(line.sigma, (0, rank - len(line.sigma))) for line in lines]).square().mean(0).sqrt()
 
 
-def histogram(lines: Sequence[Layer]) -> list[int]:
-    """The mean squared singular values from the first to the last as `BINS` counts; the widget draws their root.
+def histogram(sigmas: Iterable[Tensor]) -> list[int]:
+    """The layers' mean squared singular values, each from its first to its last, as `BINS` counts; [] of no layer.
 
-    Each value stands where `gains.along` looks for its gain.
+    The widget draws their root. Each value stands where `gains.along` looks for its gain.
     """
-    mean = mean_spectrum(lines).square()
-    nearest = torch.linspace(0, len(mean) - 1, BINS).round().long()
-    counts: list[int] = (mean[nearest] / mean.max().clamp_min(1e-30) * 1e6).long().tolist()
+    squares = [sigma.detach().cpu().double().square()[_places(len(sigma))] for sigma in sigmas]
+    if not squares:
+        return []
+    mean = torch.stack(squares).mean(0)
+    counts: list[int] = (mean / mean.max().clamp_min(1e-30) * 1e6).long().tolist()
     return counts
 
 
@@ -164,3 +166,8 @@ def _geometric(rank: int, count: int) -> list[int]:
     for i in range(1, count + 1):
         ends.append(max(round(rank ** (i / count)), ends[-1] + 1 if ends else 1))
     return ends
+
+
+def _places(rank: int) -> Tensor:
+    """Which of the singular values is the nearest to each bin."""
+    return torch.linspace(0, rank - 1, BINS).round().long()

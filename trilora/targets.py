@@ -36,7 +36,22 @@ def matching(paths: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def select(root: nn.Module, choice: str = "attention", blocks: str = "") -> dict[str, nn.Linear]:
-    """The linear layers to adapt.
+    """The linear layers to adapt: layer path -> module, in the model's order.
+
+    Args:
+        root: the network whose layers are chosen.
+        choice: see `among`.
+        blocks: see `among`.
+
+    Raises:
+        TargetError: as `among` does.
+    """
+    layers = linear_layers(root)
+    return {path: layers[path] for path in among(root, layers, choice, blocks)}
+
+
+def among(root: nn.Module, paths: Iterable[str], choice: str, blocks: str = "") -> list[str]:
+    """Those of the layers that a choice and blocks name, in their own order.
 
     Blocks are numbered from 0 along the depth, from input to output, whatever lists the model keeps them in: Flux's
     single blocks go on counting where its double blocks end, and a UNet counts its input blocks, its middle and its
@@ -45,36 +60,33 @@ def select(root: nn.Module, choice: str = "attention", blocks: str = "") -> dict
     'input 4-8, middle, output 3-5'.
 
     Args:
-        root: the network whose layers are chosen.
+        root: the network that the layers belong to.
+        paths: layer paths to choose from.
         choice: a preset's name; or glob patterns on the layer path, separated by commas or line breaks; or 're:' and a
             regular expression that is searched for in the path.
         blocks: which blocks, as above; "" for the whole network.
 
-    Returns:
-        Layer path -> module, in the model's order.
-
     Raises:
         TargetError: nothing matches, a block that is not there, or a preset is asked of an unknown architecture.
     """
-    layers = linear_layers(root)
-    family = family_of(layers)
-    chosen = _matched(root, layers, family, choice)
+    paths, family = list(paths), family_of(linear_layers(root))
+    chosen = _matched(root, paths, family, choice)
     if not chosen:
-        examples = ", ".join(list(layers)[:3]) or "none"
+        examples = ", ".join(paths[:3]) or "none"
         raise TargetError(
-            f"No linear layer of {type(root).__name__} matches {choice!r}. Its layers have names such as {examples}: "
-            "change the targets."
+            f"None of {len(paths)} layers of {type(root).__name__} matches {choice!r}. They have names such as "
+            f"{examples}: choose others."
         )
-    if blocks.strip():
-        within = _blocks(root, family, blocks)
-        kept = [path for path in chosen if any(f"{path}.".startswith(f"{block}.") for block in within)]
-        if not kept:
-            raise TargetError(
-                f"The blocks {blocks!r} hold none of the {len(chosen)} layers that match {choice!r}; the first of them "
-                f"is {chosen[0]}. This model has {_available(root, family)}: change the blocks or the targets."
-            )
-        chosen = kept
-    return {path: layers[path] for path in chosen}
+    if not blocks.strip():
+        return chosen
+    within = _blocks(root, family, blocks)
+    kept = [path for path in chosen if any(f"{path}.".startswith(f"{block}.") for block in within)]
+    if not kept:
+        raise TargetError(
+            f"The blocks {blocks!r} hold none of the {len(chosen)} layers that match {choice!r}; the first of them "
+            f"is {chosen[0]}. This model has {_available(root, family)}: change the blocks or the layers."
+        )
+    return kept
 
 
 def table(chosen: Mapping[str, nn.Linear], rank: int | None = None) -> str:
@@ -97,26 +109,26 @@ def table(chosen: Mapping[str, nn.Linear], rank: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def _matched(root: nn.Module, layers: Mapping[str, nn.Linear], family: Family | None, choice: str) -> list[str]:
+def _matched(root: nn.Module, paths: Sequence[str], family: Family | None, choice: str) -> list[str]:
     """The paths that a preset, a regular expression or glob patterns choose."""
     if choice.startswith(REGEX):
-        return list(filter(_searching(choice[len(REGEX) :].strip()), layers))
+        return list(filter(_searching(choice[len(REGEX) :].strip()), paths))
     if choice not in PRESETS:
-        return matching(layers, [part.strip() for part in re.split(r"[,\n]", choice) if part.strip()])
+        return matching(paths, [part.strip() for part in re.split(r"[,\n]", choice) if part.strip()])
     if choice == "all linear":
-        return list(layers)
+        return list(paths)
     if family is None:
         raise TargetError(
             f"The preset {choice!r} was asked for, but {type(root).__name__} is not in the table of known "
             f"architectures ({', '.join(f.name for f in FAMILIES)}). Choose 'all linear', or give glob patterns such "
-            f"as {next(iter(layers), 'blocks.0.attn.qkv')!r}."
+            f"as {next(iter(paths), 'blocks.0.attn.qkv')!r}."
         )
     if not patterns_of(family, choice):
         raise TargetError(
             f"The preset {choice!r} was asked for, but in {type(root).__name__} text and picture meet in joint "
             "attention: choose 'attention'."
         )
-    return matching(layers, patterns_of(family, choice))
+    return matching(paths, patterns_of(family, choice))
 
 
 def _searching(expression: str) -> Callable[[str], object]:

@@ -14,7 +14,6 @@ from trilora.spectrum import (
     by_block,
     effective_rank,
     histogram,
-    mean_spectrum,
     measure,
     only,
     table,
@@ -111,11 +110,21 @@ def test_shares_are_of_the_squared_norm_of_the_whole_change() -> None:
 
 def test_the_histogram_stands_where_a_gain_curve_looks() -> None:
     """The gain of the k-th value is the curve at its place; the bin at that place shows that value."""
-    lines = measure({"x": factors(7)})
-    bins, sigma = torch.tensor(histogram(lines)), mean_spectrum(lines)
+    sigma = factors(7).sigma
+    bins = torch.tensor(histogram([sigma]))
     assert len(bins) == BINS
     seen = along({"x": sigma}, lambda places: bins[(places * (BINS - 1)).round().long()].float())["x"]
     assert torch.allclose((seen / 1e6).sqrt(), sigma / sigma[0], atol=1e-3)
+
+
+def test_the_histogram_puts_the_weakest_value_of_every_layer_at_its_end_whatever_their_ranks() -> None:
+    bins = histogram([torch.tensor([3.0, 1.0]), torch.tensor([3.0, 2.0, 2.0, 2.0])])
+    assert bins[0] == 1_000_000
+    assert bins[-1] == int((1 + 4) / (9 + 9) * 1e6)
+
+
+def test_the_histogram_of_no_layer_is_empty() -> None:
+    assert histogram([]) == []
 
 
 def test_the_table_has_a_line_for_each_layer_and_the_energy_so_far() -> None:
@@ -129,4 +138,4 @@ def test_the_table_has_a_line_for_each_layer_and_the_energy_so_far() -> None:
 def test_an_adapter_of_zeros_is_told_without_a_number_that_is_none() -> None:
     zero = {"x": factors(3)._replace(sigma=torch.zeros(3))}
     assert "nan" not in table(measure(zero))
-    assert set(histogram(measure(zero))) == {0}
+    assert set(histogram(line.sigma for line in measure(zero))) == {0}

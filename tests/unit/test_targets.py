@@ -7,7 +7,7 @@ from torch import nn
 
 from trilora.errors import TargetError
 from trilora.families import FAMILIES, family_of
-from trilora.targets import PRESETS, linear_layers, matching, patterns_of, select, table
+from trilora.targets import PRESETS, among, linear_layers, matching, patterns_of, select, table
 
 UNET = (
     "time_embed.0",
@@ -207,7 +207,7 @@ def test_a_subclass_of_linear_is_a_linear_layer():
 
 @pytest.mark.parametrize("choice", ["*.to_z", "", " , "])
 def test_a_choice_that_names_no_layer_is_refused_with_examples(choice):
-    with pytest.raises(TargetError, match=r"(?s)No linear layer.*matches.*time_embed\.0.*change the targets"):
+    with pytest.raises(TargetError, match=r"(?s)None of 7 layers.*matches.*time_embed\.0.*choose others"):
         select(network(*UNET), choice)
 
 
@@ -289,6 +289,12 @@ def test_blocks_that_are_not_there_are_refused_with_those_that_are(blocks):
 def test_blocks_without_a_chosen_layer_are_refused():
     with pytest.raises(TargetError, match=r"(?s)'0' hold none of the 1 layers.*first of them is middle_block"):
         select(UNetOfBlocks(), "*.attn2.*", "0")
+
+
+def test_layers_of_any_kind_can_be_chosen_from():
+    paths = ["input_blocks.0.conv", "middle_block.conv", "output_blocks.1.attn.q"]
+    assert among(UNetOfBlocks(), paths, "all linear", "0-2, middle") == paths[:2]
+    assert among(UNetOfBlocks(), paths, "re:conv|q$", "output 1") == paths[2:]
 
 
 def test_a_model_without_blocks_says_what_it_has():

@@ -58,7 +58,8 @@ def test_a_workflow_from_before_the_curve_still_runs_and_shows_the_spectrum(comf
 
 def test_every_widget_arrives_as_the_page_sends_it(comfy_server: Server, file: Path) -> None:
     curve = {"points": [[0, 0.5], [1, 0.1]], "interpolation": "linear"}
-    many = {"keep": "energy", "keep.share": 0.5, "layers": "pattern", "layers.pattern": "middle_block", "adapter": 1}
+    layers = {"layers": "pattern", "layers.pattern": "middle_block.*", "blocks": "middle"}
+    many = {"keep": "energy", "keep.share": 0.5, **layers, "adapter": 1}
     assert run(comfy_server, curve=curve, **many)["text"] == ["1. strong.safetensors (at 1): 1 x TriLoRA"]
     with pytest.raises(PromptError, match="Adapter 2 was asked for"):
         run(comfy_server, **{**many, "adapter": 2})
