@@ -111,6 +111,14 @@ def test_held_out_pictures_are_scored_and_said(train: Callable[..., Any], watchi
     assert "epochs of 29" in told
 
 
+def test_what_is_known_before_the_first_step_is_said(train: Callable[..., Any]) -> None:
+    told = train(steps=20, batch=1, targets={"targets": "cross-attention"}, seed=109).summary
+    before = told.split("20 of 20 steps")[0]
+    for known in ("parameters", "epochs of 32", "GB of memory", "Buckets: 128 x 128: 32", "to go, after a trial step"):
+        assert known in before
+    assert "total" in told, "the table of layers"
+
+
 def test_a_dataset_of_its_own_can_be_held_out(
     train: Callable[..., Any], watching: Callable[..., Any], others: Any
 ) -> None:
