@@ -54,6 +54,7 @@ def test_it_is_found_trained_saved_and_loaded_by_core(
     checkpoint: str,
     core_nodes: dict[str, Any],
     run_node: Callable[..., Any],
+    watching: Callable[..., Any],
     comfy_base: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -63,7 +64,8 @@ def test_it_is_found_trained_saved_and_loaded_by_core(
     (dataset,) = run_node(
         "TriLoRADataset", folder=["demo: stained_glass"], trigger=["zorvex"], resolution=[64], bucket_step=[0]
     )
-    adapter, losses, _ = run_node("TriLoRATrain", model=model, clip=clip, vae=vae, dataset=dataset, **TRAINING)
+    inputs = {"model": model, "clip": clip, "vae": vae, "dataset": dataset, "watch": watching(), **TRAINING}
+    adapter, losses, *_ = run_node("TriLoRATrain", **inputs)
     assert len(adapter.layers) == 128
     assert len(losses["loss"]) == 2
     assert all(torch.isfinite(loss) for loss in losses["loss"])
