@@ -1,6 +1,6 @@
 """Adapters put on ComfyUI's MODEL and CLIP: the names of their layers, and patches on its weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from comfy.sd import CLIP
 from torch import nn
 
 from ..trilora.errors import TargetError
-from ..trilora.factors import Factors
+from ..trilora.factors import Factors, merged
 from ..trilora.files import Adapter
 from .patches import LayerNames, TriLoRAPatch
 
@@ -97,8 +97,11 @@ def text_layers(adapter: Adapter) -> list[str]:
 def _patches(
     root: nn.Module, what: str, known: Mapping[str, Any], layers: Mapping[str, Factors], adapter: Adapter, file: str
 ) -> dict[Any, TriLoRAPatch]:
-    """What `add_patches` takes: target -> patch. All of them share one `LayerNames`."""
-    weights, names, patches = root.state_dict(), LayerNames(layers, file), {}
+    """What `add_patches` takes: target -> patch. All of them share one `LayerNames`.
+
+    Layers under two names of one weight add.
+    """
+    weights, parts = root.state_dict(), {}
     base = f"this {what} ({type(root).__name__})"
     trained = f"The adapter was trained on {_trained_on(adapter)}: load that base model"
     for name, factors in layers.items():
@@ -113,8 +116,16 @@ def _patches(
             raise TargetError(
                 f"The layer {name} of the adapter is {size}, but the weight is {tuple(shape)} in {base}. {trained}."
             )
-        patches[target] = TriLoRAPatch(names, tuple(factors))
-    return patches
+        parts.setdefault(target, []).append(factors)
+    names = LayerNames(layers, file)
+    return {target: TriLoRAPatch(names, tuple(_together(several))) for target, several in parts.items()}
+
+
+def _together(several: Sequence[Factors]) -> Factors:
+    """Their sum; a 1 x 1 convolution may be a linear layer under another name."""
+    first, *others = several
+    alike = [first, *(f._replace(vh=f.vh.reshape(-1, *first.vh.shape[1:])) for f in others)]
+    return merged(alike, [1.0] * len(alike)) if others else first
 
 
 @contextmanager
