@@ -110,7 +110,7 @@ def _patches(
             raise TargetError(
                 f"The layer {name} of the adapter does not exist in {base}. {trained}, or choose another."
             )
-        shape = _shape(root, target)
+        shape = shape_of(root, target)
         if factors.u.shape[0] != shape[0] or factors.vh[0].numel() != shape[1:].numel():
             size = f"{factors.u.shape[0]} x {tuple(factors.vh.shape[1:])}"
             raise TargetError(
@@ -143,17 +143,17 @@ def file_of(model: ModelPatcher) -> str:
     return Path(arguments[0]).name if arguments and isinstance(arguments[0], str) else ""
 
 
-def _key(target: Any) -> str:
-    return target if isinstance(target, str) else target[0]
-
-
-def _shape(root: nn.Module, target: Any) -> torch.Size:
-    """The weight's own shape, which a quantised one does not have in the state dict; or that of a slice."""
+def shape_of(root: nn.Module, target: Any) -> torch.Size:
+    """A weight's own shape, which a quantised one does not have in the state dict; or that of a slice."""
     shape = list(comfy.utils.get_attr(root, _key(target)).shape)
     if not isinstance(target, str):
         dimension, _start, length = target[1]
         shape[dimension] = length
     return torch.Size(shape)
+
+
+def _key(target: Any) -> str:
+    return target if isinstance(target, str) else target[0]
 
 
 def _trained_on(adapter: Adapter) -> str:
