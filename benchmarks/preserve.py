@@ -159,7 +159,7 @@ class Bench:
         start, sizes = self.adapter(PLAIN, seed), [(128, 128)] * len(self.captions)
         how = replace(repairing.PAINTING, seed=seed)
         painted = worn.paint(self.pack.wires, start, self.captions, sizes, how, _quiet, on=False)
-        pictures = data.Dataset(data.from_tensors(painted, self.captions), TRIGGER, 128, 0)
+        pictures = data.Dataset(read.from_tensors(painted, self.captions), TRIGGER, 128, 0)
         settings = self.pack.module("trilora.settings").Settings(
             rank=start.rank, steps=self.size.repair, batch=2, learning_rate=7e-4, preserve=0.3, seed=seed
         )
@@ -236,7 +236,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f}{between}"
 
 
-def _quiet(_: Any) -> None:
+def _quiet(*_: Any) -> None:
     pass
 
 

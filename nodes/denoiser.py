@@ -1,6 +1,6 @@
 """The graph's own MODEL as a `Denoiser`, once it is lent (`lending.lent`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ class ComfyDenoiser:
         return torch.cat(parts)[torch.tensor(sum(groups, [])).argsort().to(noisy.device)]
 
     def _together(self, noisy: Tensor, levels: Tensor, conditions: Sequence[Any]) -> Tensor:
-        inputs = comfy.samplers.cond_cat(conditions)
+        inputs = _mapped(comfy.samplers.cond_cat(conditions), lambda tensor: tensor.to(self.device))
         options = {**self.options, "cond_or_uncond": [0], "sigmas": levels}
         with self._precise():
             return self.model.apply_model(noisy, levels, transformer_options=options, **inputs)
@@ -56,14 +56,14 @@ class ComfyDenoiser:
         return (at_zero - self.sampling.calculate_denoised(levels, one, zero)).abs().flatten()
 
     def encode(self, conditioning: list, latent: Tensor) -> dict[str, Any]:
-        """What the network wants to know of one caption at one latent's size, as ordinary tensors."""
+        """What the network wants to know of one caption at one latent's size, as ordinary tensors in RAM."""
         conds = comfy.sampler_helpers.convert_cond(conditioning[:1])
         batch = latent[None].to(self.device)
         conds = comfy.samplers.encode_model_conds(
             self.model.extra_conds, conds, batch, self.device, "positive", latent_image=batch, denoise_mask=None, seed=0
         )
         return {
-            name: cond._copy_with(_ordinary(cond.cond)).process_cond(batch_size=1, area=None)
+            name: cond._copy_with(_mapped(cond.cond, _ordinary)).process_cond(batch_size=1, area=None)
             for name, cond in conds[0]["model_conds"].items()
         }
 
@@ -101,12 +101,19 @@ def alike(conditions: Sequence[dict[str, Any]]) -> list[list[int]]:
     return groups
 
 
-def _ordinary(value: Any) -> Any:
-    """Tensors made under inference mode, cloned so that autograd may save them."""
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor made under inference mode, cloned so that autograd may save it."""
+    return tensor.detach().clone().cpu()
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Every tensor within dicts and lists changed."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_ordinary(item) for item in value)
+        return type(value)(_mapped(item, change) for item in value)
     return value
 
 

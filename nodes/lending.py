@@ -167,7 +167,11 @@ def _affine(module: Any, own: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     def run(x: Tensor) -> Tensor:
         return _view(forward(x)) if _lies_ready(module, x) else _run(lambda: forward(x))
 
-    return frozen(module, x, run, fetched) if torch.is_grad_enabled() and x.requires_grad else run(x)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return run(x)
+    if isinstance(module, nn.Linear) and _lies_ready(module, x):
+        return own(x)  # autograd points to the weight where it lies, and keeps nothing else
+    return frozen(module, x, run, fetched)
 
 
 NORMS: dict[type, Callable[..., Tensor]] = {

@@ -98,41 +98,53 @@ class Outcome:
 def run_training(task: Task, progress: Progress) -> Outcome:
     """Train. The MODEL is as it was afterwards, whatever happens."""
     train, held = _split(task)
-    sets = {"train": train, "held out": held, "regularisation": task.regularisation}
-    wanted = task.settings.preserve > 0 and not task.plain
-    cache = kept_on_disk()
-    encoded = {
-        name: encode(data, task.clip, task.vae, wanted, progress.count, cache)
-        for name, data in sets.items()
-        if data is not None
-    }
+    task = replace(task, dataset=train, held_out=held)
+    encoded = _encoded(task, progress)
     plain = [task.clip.encode_from_tokens_scheduled(task.clip.tokenize(text)) for text in task.plain]
-    largest, batch = encoded["train"].largest, task.settings.batch
-    memory = task.model.memory_required([batch, *largest])
-    memory += estimate(task.model, largest, batch, task.checkpointing)
+    memory = _memory(task, encoded["train"].largest)
     with lent(task.model, memory, task.checkpointing) as patcher, _advice(task):
         denoiser = ComfyDenoiser(patcher, task.settings.precision)
         data = {name: _preserving(denoiser, examples(denoiser, e), plain) for name, e in encoded.items()}
         progress.say("starting the adapters")
-        network = patcher.model.diffusion_model
+        network, device = patcher.model.diffusion_model, patcher.load_device
         start, carried = start_factors(task.model, task.start) if task.start else ({}, {})
         modules = {path: network.get_submodule(path) for path in start}
         modules = modules or select(network, task.settings.targets, task.settings.blocks)
-        device = patcher.load_device
         layers = create_layers(modules, task.settings, start, partial(weight_of, device=device), device)
         teaching = frozen(modules, start, device) if task.imitate else {}
         with attached(network, layers) as switch, standing_in(network, teaching, switch) as teacher:
             prior, taught_by = data.get("regularisation", ()), teacher if task.imitate else None
             training = Training(denoiser, layers, switch, data["train"], task.settings, prior, taught_by)
             run = _run(task, training, encoded, data)
-            ratio = task.model.get_model_object("latent_format").spacial_downscale_ratio
-            height, width = (side * ratio for side in encoded["train"].latents[0][0].shape[-2:])
-            prompt = train.prompt_of(train.pictures[0])
-            film = Film(task.preview, task.clip, task.vae, prompt, (width, height), run.folder)
-            outcome = Outcome(task, run, film, modules, memory, carried)
+            outcome = Outcome(task, run, _film(task, encoded["train"], run), modules, memory, carried)
             with _listed(progress.node_id, run):
                 _go(outcome, patcher, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
+
+
+def _encoded(task: Task, progress: Progress) -> dict[str, Encoded]:
+    """Every data set that the task has, encoded."""
+    sets = {"train": task.dataset, "held out": task.held_out, "regularisation": task.regularisation}
+    plain, cache = task.settings.preserve > 0 and not task.plain, kept_on_disk()
+    return {
+        name: encode(data, task.clip, task.vae, plain, progress.count, cache)
+        for name, data in sets.items()
+        if data is not None
+    }
+
+
+def _memory(task: Task, latent: Sequence[int]) -> int:
+    """Bytes that a step takes beside the model and what learns, by estimate."""
+    passing = task.model.memory_required([task.settings.batch, *latent])
+    return passing + estimate(task.model, latent, task.settings.batch, task.checkpointing)
+
+
+def _film(task: Task, encoded: Encoded, run: Run) -> Film:
+    """Previews at the size of the first picture."""
+    ratio = task.model.get_model_object("latent_format").spacial_downscale_ratio
+    height, width = (side * ratio for side in encoded.latents[0][0].shape[-2:])
+    prompt = task.dataset.prompt_of(task.dataset.pictures[0])
+    return Film(task.preview, task.clip, task.vae, prompt, (width, height), run.folder)
 
 
 def _go(outcome: Outcome, patcher: ModelPatcher, progress: Progress, looked_at: Sequence) -> None:

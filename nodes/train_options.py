@@ -151,7 +151,8 @@ def network_inputs() -> list:
         ),
         io.Boolean.Input(
             "checkpointing", default=False,
-            tooltip="Computes each block a second time instead of remembering it: a third slower, and far less memory.",
+            tooltip="Computes each block a second time instead of remembering it: half as slow again, and a tenth of "
+            "the memory.",
         ),
     ]  # fmt: skip
 

@@ -62,27 +62,30 @@ def errors(denoiser: Denoiser, latents: Tensor, noise: Tensor, quantiles: Tensor
     return distances(denoiser, denoiser.noised(latents, noise, levels), levels, conditions, latents)
 
 
-def distances(
+def distances(denoiser: Denoiser, noisy: Tensor, levels: Tensor, conditions: Sequence[Any], target: Tensor) -> Tensor:
+    """Mean squared distance, in prediction space, from the model's estimate to another estimate: (B,)."""
+    return gaps(denoiser, denoiser.denoised(noisy, levels, conditions), target, levels)
+
+
+def gaps(
     denoiser: Denoiser,
-    noisy: Tensor,
-    levels: Tensor,
-    conditions: Sequence[Any],
+    estimate: Tensor,
     target: Tensor,
+    levels: Tensor,
     masks: Sequence[Tensor | None] = (),
     huber: float = 0.0,
 ) -> Tensor:
-    """Mean squared distance, in prediction space, from the model's estimate to another estimate: (B,).
+    """Mean squared distance, in prediction space, between two estimates of the clean latents: (B,).
 
     Args:
-        denoiser: the model.
-        noisy: (B, ...).
+        denoiser: the model, for b of each level.
+        estimate: (B, ...).
+        target: (B, ...).
         levels: (B,).
-        conditions: one for each.
-        target: the other estimate of the clean latents, (B, ...).
         masks: one for each, (height, width) or None; the mean is then weighted by it.
         huber: δ of the pseudo-Huber loss 2δ(√(e² + δ²) - δ), which is e² for small errors e; 0 for e².
     """
-    difference = denoiser.denoised(noisy, levels, conditions) - target
+    difference = estimate - target
     scale = denoiser.output_scale(levels).view(-1, *[1] * (difference.ndim - 1))
     squares = (difference / scale).square()
     if huber:

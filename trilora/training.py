@@ -16,7 +16,7 @@ from .draws import Draws, Item, sitting_out
 from .errors import TrainingError
 from .factors import Factors, canonical
 from .layers import AdapterLayer, Addition, create, resume, resume_sigma, window_of
-from .objective import Denoiser, Variants, distances, level_weights
+from .objective import Denoiser, Variants, gaps, level_weights
 from .seeds import generator
 from .settings import Settings
 from .stiefel import Stiefel
@@ -198,39 +198,44 @@ class Training:
         items = self.data.at(number, chunk)
         share = len(items) / settings.pictures
         with sitting_out(self.layers, settings, number, chunk):
-            style = self._style(items).mean()
-            total, preservation, prior = style * share, None, None
-            if settings.preserve and (some := [item for item in items if item.preserved]):
-                preservation = self._forgotten(some).sum() / settings.pictures * settings.preserve_every
+            style, distance = self._losses(items, [item for item in items if settings.preserve and item.preserved])
+            total, preservation, prior = style.mean() * share, None, None
+            if len(distance):
+                preservation = distance.sum() / settings.pictures * settings.preserve_every
                 total = total + settings.preserve * preservation
             if self.prior:
-                prior = self._style(self.prior.at(number, chunk)).mean() * share
+                prior = self._losses(self.prior.at(number, chunk))[0].mean() * share
                 total = total + settings.prior * prior
             if not torch.isfinite(total):
                 raise self._broken(number, self._where(items))
             self.scaler.scale(total).backward(inputs=list(self.parameters.values()))  # type: ignore[no-untyped-call]
-        return float(style.detach()) * share, _float(preservation), _float(prior)
+        return float(style.detach().mean()) * share, _float(preservation), _float(prior)
 
-    def _style(self, items: Sequence[Item]) -> Tensor:
-        """Error on each picture, or distance to the teacher: (B,)."""
+    def _losses(self, items: Sequence[Item], kept: Sequence[Item] = ()) -> tuple[Tensor, Tensor]:
+        """Error on each picture (or distance to the teacher), and each kept one's distance to the base: (B,), (K,).
+
+        A kept picture goes through with its plain caption too, in the same pass and the same noise (method: preserve).
+        """
         levels, noisy, latents = self._noised(items)
+        places = [i for i, item in enumerate(items) if any(item is other for other in kept)]
         conditions = [item.example.condition for item in items]
-        target = latents
-        if self.teacher:
-            with torch.no_grad(), self.teacher():
-                target = self.denoiser.denoised(noisy, levels, conditions)
+        plain = [item.example.plain for item in kept]
+        target, base = latents, latents[places]
+        with torch.no_grad():
+            if self.teacher:
+                with self.teacher():
+                    target = self.denoiser.denoised(noisy, levels, conditions)
+            if kept:
+                with self.switch.off():
+                    base = self.denoiser.denoised(noisy[places], levels[places], plain)
+        both = (torch.cat([noisy, noisy[places]]), torch.cat([levels, levels[places]])) if kept else (noisy, levels)
+        estimate = self.denoiser.denoised(*both, [*conditions, *plain])
+        style, distance = estimate[: len(items)], estimate[len(items) :]
         masks = [item.example.mask for item in items]
         huber = self.settings.huber_delta if self.settings.loss == "huber" else 0.0
-        error = distances(self.denoiser, noisy, levels, conditions, target, masks, huber)
-        return error * level_weights(self.denoiser, levels, self.settings.min_snr).to(error)
-
-    def _forgotten(self, items: Sequence[Item]) -> Tensor:
-        """Distance to the base at the same noisy pictures with plain captions: (B,) (method: preserve)."""
-        levels, noisy, _ = self._noised(items)
-        plain = [item.example.plain for item in items]
-        with torch.no_grad(), self.switch.off():
-            target = self.denoiser.denoised(noisy, levels, plain)
-        return distances(self.denoiser, noisy, levels, plain, target)
+        error = gaps(self.denoiser, style, target, levels, masks, huber)
+        weights = level_weights(self.denoiser, levels, self.settings.min_snr).to(error)
+        return error * weights, gaps(self.denoiser, distance, base, levels[places])
 
     def _noised(self, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
         latents = torch.stack([item.example.latent for item in items])
@@ -270,7 +275,7 @@ class Training:
         handles = [layer.register_forward_hook(watch(path)) for path, layer in self.layers.items()]
         try:
             with torch.no_grad():
-                self._style(items)
+                self._losses(items)
         finally:
             for handle in handles:
                 handle.remove()

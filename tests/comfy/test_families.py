@@ -187,7 +187,7 @@ def test_the_file_loads_in_core_and_gives_the_same_weights(
     with caplog.at_level(logging.WARNING), torch.inference_mode():
         (theirs,) = comfy.NODE_CLASS_MAPPINGS["LoraLoaderModelOnly"]().load_lora_model_only(run.model, name, 1.0)
     assert caplog.messages == []
-    ours, _ = run_node("TriLoRALoad", model=run.model, file=name, strength=1.0)
+    ours, *_ = run_node("TriLoRALoad", model=run.model, file=name, strength=1.0)
     (comfy_base / "models" / "loras" / name).unlink()
     assert len(ours.patches) == len(run.chosen)
     assert ours.patches.keys() == theirs.patches.keys()

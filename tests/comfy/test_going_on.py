@@ -46,7 +46,7 @@ def test_the_first_loss_is_that_of_the_loaded_adapter(
     lora_file: str, run_node: Callable[..., Any], train: Callable[..., Any], demo: Any
 ) -> None:
     """Convolutions included: they act while the others learn, and learn themselves."""
-    loaded, adapter = run_node("TriLoRALoad", model=demo.model, file=lora_file, strength=1.0)
+    loaded, adapter, _ = run_node("TriLoRALoad", model=demo.model, file=lora_file, strength=1.0)
     bare, want = (float(train(model=model, steps=1).loss_map["loss"][0]) for model in (demo.model, loaded))
     assert abs(want - bare) > 0.02 * bare
     for method in ("trilora", "lora"):
@@ -61,7 +61,7 @@ def test_the_first_loss_is_that_of_the_loaded_adapter(
 def test_sigma_alone_learns_a_few_hundred_numbers_and_keeps_the_directions(
     lora_file: str, run_node: Callable[..., Any], train: Callable[..., Any], demo: Any
 ) -> None:
-    _, adapter = run_node("TriLoRALoad", model=demo.model, file=lora_file, strength=1.0)
+    _, adapter, _ = run_node("TriLoRALoad", model=demo.model, file=lora_file, strength=1.0)
     method = {"method": "trilora", "core": "diagonal", "initialisation": "balanced", "learn": "sigma"}
     learned = train(start_from=adapter, method=method, steps=2, preserve=0.3)
     assert f"Σ alone, on {len(adapter.layers)} layers: {RANK * len(adapter.layers)} parameters" in learned.summary

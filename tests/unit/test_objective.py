@@ -4,7 +4,7 @@ import pytest
 import torch
 from strategies import CONDITION, LATENT, Toy, randn, wide
 
-from trilora.objective import Example, distances, errors, level_weights, score
+from trilora.objective import Example, distances, errors, gaps, level_weights, score
 from trilora.objective import quantiles as quantiles_of
 from trilora.settings import Settings
 
@@ -122,7 +122,7 @@ def test_huber_is_the_square_where_errors_are_small_and_a_line_where_they_are_la
     for error, want in ((1e-3, 1e-6), (10.0, 2 * 0.1 * (10.0 - 0.1))):
         other.net = lambda *a, error=error: toy.net(*a) + error
         moved = other.denoised(noisy, levels, conditions)
-        got = distances(toy, noisy, levels, conditions, moved, huber=0.1)
+        got = gaps(toy, toy.denoised(noisy, levels, conditions), moved, levels, huber=0.1)
         torch.testing.assert_close(got, torch.full((5,), want), rtol=2e-2, atol=1e-8)
 
 
@@ -135,14 +135,13 @@ def test_a_mask_weighs_the_error_of_each_place():
     left[:, :2] = 1
     spoilt = latents.clone()
     spoilt[0, :, :, 2:] += 100
-    clean = distances(toy, noisy, levels, conditions, latents, [left, None])
-    torch.testing.assert_close(distances(toy, noisy, levels, conditions, spoilt, [left, None]), clean)
-    assert distances(toy, noisy, levels, conditions, spoilt)[0] > 100 * clean[0]
-    whole = distances(toy, noisy, levels, conditions, latents)
-    torch.testing.assert_close(
-        distances(toy, noisy, levels, conditions, latents, [0.5 * left + 0.5, None])[1], whole[1]
-    )
-    same = distances(toy, noisy, levels, conditions, latents, [torch.full(LATENT[1:], 0.3)] * 2)
+    estimate = toy.denoised(noisy, levels, conditions)
+    clean = gaps(toy, estimate, latents, levels, [left, None])
+    torch.testing.assert_close(gaps(toy, estimate, spoilt, levels, [left, None]), clean)
+    whole = gaps(toy, estimate, latents, levels)
+    assert gaps(toy, estimate, spoilt, levels)[0] > 100 * clean[0]
+    assert clean[1] == whole[1]
+    same = gaps(toy, estimate, latents, levels, [torch.full(LATENT[1:], 0.3)] * 2)
     torch.testing.assert_close(same, whole)
 
 

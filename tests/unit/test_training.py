@@ -162,7 +162,7 @@ def test_preservation_keeps_the_base_where_the_trigger_is_not(method):
     assert forgetting(kept) < 0.6 * forgetting(bare)
     assert kept.after < kept.before
     assert {step.preservation for step in bare.steps} == {None}
-    assert kept.steps[0].preservation == 0
+    assert kept.steps[0].preservation < 1e-10
     assert all(step.preservation > 0 for step in kept.steps[1:])  # of every second picture, so of one in each batch
 
 
@@ -202,11 +202,8 @@ def test_each_picture_keeps_its_own_captions_and_the_base_is_asked_without_adapt
     for step in range(9):
         picked = order.at(step)
         plain = [100 + i for i in picked]
-        assert toy.seen[3 * step] == (picked, picked, True, True)
-        assert sorted(toy.seen[3 * step + 1 : 3 * step + 3]) == [
-            (picked, plain, False, False),
-            (picked, plain, True, True),
-        ]
+        assert toy.seen[2 * step] == (picked, plain, False, False)
+        assert toy.seen[2 * step + 1] == (picked, picked + plain, True, True)
 
 
 def test_pictures_of_different_sizes_are_never_in_one_batch():
