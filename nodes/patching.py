@@ -1,6 +1,6 @@
 """Adapters put on ComfyUI's MODEL and CLIP: the names of their layers, and patches on its weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from comfy.sd import CLIP
 from torch import nn
 
 from ..trilora.errors import TargetError
-from ..trilora.factors import Factors
+from ..trilora.factors import Factors, merged
 from ..trilora.files import Adapter
 from .patches import LayerNames, TriLoRAPatch
 
@@ -97,8 +97,11 @@ def text_layers(adapter: Adapter) -> list[str]:
 def _patches(
     root: nn.Module, what: str, known: Mapping[str, Any], layers: Mapping[str, Factors], adapter: Adapter, file: str
 ) -> dict[Any, TriLoRAPatch]:
-    """What `add_patches` takes: target -> patch. All of them share one `LayerNames`."""
-    weights, names, patches = root.state_dict(), LayerNames(layers, file), {}
+    """What `add_patches` takes: target -> patch. All of them share one `LayerNames`.
+
+    Layers under two names of one weight add.
+    """
+    weights, parts = root.state_dict(), {}
     base = f"this {what} ({type(root).__name__})"
     trained = f"The adapter was trained on {_trained_on(adapter)}: load that base model"
     for name, factors in layers.items():
@@ -107,14 +110,22 @@ def _patches(
             raise TargetError(
                 f"The layer {name} of the adapter does not exist in {base}. {trained}, or choose another."
             )
-        shape = _shape(root, target)
+        shape = shape_of(root, target)
         if factors.u.shape[0] != shape[0] or factors.vh[0].numel() != shape[1:].numel():
             size = f"{factors.u.shape[0]} x {tuple(factors.vh.shape[1:])}"
             raise TargetError(
                 f"The layer {name} of the adapter is {size}, but the weight is {tuple(shape)} in {base}. {trained}."
             )
-        patches[target] = TriLoRAPatch(names, tuple(factors))
-    return patches
+        parts.setdefault(target, []).append(factors)
+    names = LayerNames(layers, file)
+    return {target: TriLoRAPatch(names, tuple(_together(several))) for target, several in parts.items()}
+
+
+def _together(several: Sequence[Factors]) -> Factors:
+    """Their sum; a 1 x 1 convolution may be a linear layer under another name."""
+    first, *others = several
+    alike = [first, *(f._replace(vh=f.vh.reshape(-1, *first.vh.shape[1:])) for f in others)]
+    return merged(alike, [1.0] * len(alike)) if others else first
 
 
 @contextmanager
@@ -132,17 +143,17 @@ def file_of(model: ModelPatcher) -> str:
     return Path(arguments[0]).name if arguments and isinstance(arguments[0], str) else ""
 
 
-def _key(target: Any) -> str:
-    return target if isinstance(target, str) else target[0]
-
-
-def _shape(root: nn.Module, target: Any) -> torch.Size:
-    """The weight's own shape, which a quantised one does not have in the state dict; or that of a slice."""
+def shape_of(root: nn.Module, target: Any) -> torch.Size:
+    """A weight's own shape, which a quantised one does not have in the state dict; or that of a slice."""
     shape = list(comfy.utils.get_attr(root, _key(target)).shape)
     if not isinstance(target, str):
         dimension, _start, length = target[1]
         shape[dimension] = length
     return torch.Size(shape)
+
+
+def _key(target: Any) -> str:
+    return target if isinstance(target, str) else target[0]
 
 
 def _trained_on(adapter: Adapter) -> str:

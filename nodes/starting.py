@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from ..trilora.errors import TargetError
 from ..trilora.factors import Factors, canonical
 from ..trilora.files import Adapter
-from .patching import ROOT, key_map
+from .patching import ROOT, key_map, shape_of
 
 
 def start_factors(model: ModelPatcher, adapter: Adapter) -> tuple[dict[str, Factors], dict[str, Factors]]:
@@ -26,14 +26,14 @@ def start_factors(model: ModelPatcher, adapter: Adapter) -> tuple[dict[str, Fact
         if key not in weights:
             carried[name] = factors
             continue
-        _check(name, factors, weights[key].shape, first)
+        _check(name, factors, shape_of(model.model, key), first)
         parts.setdefault(key, []).append((first, factors))
     if not parts:
         raise TargetError(
             f"None of the {len(adapter.layers)} layers of the adapter to start from is a layer of this MODEL "
             f"({type(model.model).__name__}). Connect the base model that the adapter was trained on."
         )
-    return {_path(key): _whole(weights[key].shape, slices) for key, slices in parts.items()}, carried
+    return {_path(key): _whole(shape_of(model.model, key), slices) for key, slices in parts.items()}, carried
 
 
 def _check(name: str, factors: Factors, shape: torch.Size, first: int) -> None:

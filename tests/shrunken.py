@@ -1,6 +1,8 @@
 """ComfyUI's own networks, a few layers deep and a few channels wide, with random weights."""
 
+import json
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
@@ -283,22 +285,53 @@ NETWORKS = {
 
 def model(network: Shrunken) -> Any:
     """A MODEL as ComfyUI's loaders make it, under inference mode, with random weights of its own class."""
-    import comfy.model_management
-    import comfy.supported_models
-    from comfy.model_patcher import ModelPatcher
-
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        config = getattr(comfy.supported_models, network.config)(dict(network.unet))
-        config.unet_config.update(network.unet)  # over what the class fixes at full size
-        config.set_inference_dtype(torch.float32, None)
-        base = config.get_model({}, "").eval()
+        base = config_of(network).get_model({}, "").eval()
         if network.config == "Anima":
             base.diffusion_model.llm_adapter = small_adapter(base.get_dtype())
         parameters = dict(base.diffusion_model.named_parameters())
         for name, tensor in base.diffusion_model.state_dict().items():
             if tensor.is_floating_point() and (name == "pos_embed" or name in parameters):
                 tensor.copy_(random(name, tensor.shape, generator))
+    return patcher(base)
+
+
+def quantised(network: Shrunken, form: str, paths: str) -> Any:
+    """The same, loaded from a file in which the linear layers whose path matches are quantised."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    plain, config = model(network).model.diffusion_model, config_of(network)
+    config.quant_config = {"mixed_ops": True}
+    with torch.inference_mode():
+        state = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+        for path, module in plain.named_modules():
+            if isinstance(module, torch.nn.Linear) and fnmatchcase(path, paths):
+                weight = state.pop(f"{path}.weight")
+                small = QuantizedTensor.from_float(weight, QUANT_ALGOS[form]["comfy_tensor_layout"])
+                state |= small.state_dict(f"{path}.weight")
+                told = json.dumps({"format": form}).encode()
+                state[f"{path}.comfy_quant"] = torch.tensor(list(told), dtype=torch.uint8)
+        base = config.get_model({}, "").eval()
+        base.load_model_weights(state)
+    return patcher(base)
+
+
+def config_of(network: Shrunken) -> Any:
+    """ComfyUI's description of the network, computed in float32."""
+    import comfy.supported_models
+
+    config = getattr(comfy.supported_models, network.config)(dict(network.unet))
+    config.unet_config.update(network.unet)  # over what the class fixes at full size
+    config.set_inference_dtype(torch.float32, None)
+    return config
+
+
+def patcher(base: Any) -> Any:
+    """The network as a MODEL."""
+    import comfy.model_management
+    from comfy.model_patcher import ModelPatcher
+
     device = comfy.model_management.get_torch_device()
     return ModelPatcher(base, load_device=device, offload_device=comfy.model_management.unet_offload_device())
 

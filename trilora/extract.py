@@ -9,7 +9,7 @@ from .cutting import Report, Row, said_of
 from .errors import TriLoRAError
 from .factors import Factors, energy_of
 from .files import Adapter
-from .targets import select
+from .targets import is_linear, select
 
 CHOICES = ("attention", "attention + mlp", "all linear", "all linear + convolutions")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -23,8 +23,8 @@ def layers_of(network: nn.Module, choice: str) -> list[str]:
     """
     if choice != CHOICES[-1]:
         return list(select(network, choice))
-    kinds = (nn.Linear, *CONVOLUTIONS)
-    return [path for path, module in network.named_modules() if isinstance(module, kinds)]
+    modules = network.named_modules()
+    return [path for path, module in modules if is_linear(module) or isinstance(module, CONVOLUTIONS)]
 
 
 def extract(

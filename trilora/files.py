@@ -119,7 +119,10 @@ def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> No
     tensors = {}
     for name, factors in adapter.layers.items():
         if not all(torch.isfinite(tensor).all() for tensor in factors):
-            raise FileError(f"Layer {name} holds NaN or inf, so {path.name} was not written. Lower the learning rate.")
+            raise FileError(
+                f"Layer {name} holds NaN or inf, so {path.name} was not written. What made the adapter went wrong: "
+                "train again with a lower learning rate, or take its parts from files that are whole."
+            )
         exact = canonical(factors.to("cpu"))
         up, down = root_split(exact)
         up, down = up.view(*up.shape, *[1] * (down.ndim - 2)).to(dtype), down.to(dtype)

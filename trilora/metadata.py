@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -58,9 +59,9 @@ def describe(
         losses: style loss of every step that was made; fewer than asked for when the run was ended early.
     """
     steps = len(losses)
-    folder = f"{max(1, steps * settings.pictures // len(dataset.pictures))}_{dataset.trigger or 'pictures'}"
-    tail = losses[-50:]
-    return {
+    folder, epoch = f"{dataset.repeats}_{dataset.trigger or 'pictures'}", len(dataset.pictures) * dataset.repeats
+    tail, frequency = losses[-50:], tags(p.caption for p in dataset.pictures)
+    said = {
         "ss_v2": str(base.kohya.startswith("sd_v2")),
         "ss_base_model_version": base.kohya,
         "ss_sd_model_name": base_file,
@@ -71,9 +72,10 @@ def describe(
         "ss_learning_rate": str(settings.learning_rate),
         "ss_steps": str(steps),
         "ss_seed": str(settings.seed),
-        "ss_num_train_images": str(len(dataset.pictures)),
+        "ss_num_train_images": str(epoch),
+        "ss_num_epochs": str(math.ceil(steps * settings.pictures / epoch)),
         "ss_resolution": f"({dataset.resolution}, {dataset.resolution})",
-        "ss_tag_frequency": json.dumps({folder: tags(p.caption for p in dataset.pictures)}),
+        "ss_tag_frequency": json.dumps({folder: frequency}),
         "ss_datasets": json.dumps([{"subsets": [{"class_tokens": dataset.trigger}]}]),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": base.modelspec,
@@ -90,6 +92,9 @@ def describe(
         "trilora.steps": str(steps),
         "trilora.loss": f"{sum(tail) / len(tail):.6f}" if tail else "",
     }
+    if not frequency:  # no captions, or pictures that came encoded
+        del said["ss_tag_frequency"]
+    return said
 
 
 def tags(captions: Iterable[str]) -> dict[str, int]:

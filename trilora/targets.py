@@ -3,8 +3,9 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import TargetError
 from .families import FAMILIES, Family, family_of
@@ -13,9 +14,19 @@ PRESETS = ("attention", "self-attention", "cross-attention", "attention + mlp", 
 REGEX = "re:"
 
 
-def linear_layers(root: nn.Module) -> dict[str, nn.Linear]:
-    """Path -> module of every linear layer below `root`, in the model's order."""
-    return {path: module for path, module in root.named_modules() if isinstance(module, nn.Linear)}
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer on one weight (out, in).
+
+    ComfyUI's layers of quantised weights are no `nn.Linear`: what has the attributes of one counts as well.
+    """
+    weight = getattr(module, "weight", None)
+    sized = hasattr(module, "in_features") and hasattr(module, "out_features")
+    return isinstance(module, nn.Linear) or (sized and isinstance(weight, Tensor) and weight.ndim == 2)
+
+
+def linear_layers(root: nn.Module) -> dict[str, nn.Module]:
+    """Path -> module of every linear layer below `root`, in the model's order; see `is_linear`."""
+    return {path: module for path, module in root.named_modules() if is_linear(module)}
 
 
 def patterns_of(family: Family, preset: str) -> tuple[str, ...]:
@@ -35,7 +46,7 @@ def matching(paths: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [path for path in paths if any(fnmatchcase(path, pattern) for pattern in patterns)]
 
 
-def select(root: nn.Module, choice: str = "attention", blocks: str = "") -> dict[str, nn.Linear]:
+def select(root: nn.Module, choice: str = "attention", blocks: str = "") -> dict[str, nn.Module]:
     """The linear layers to adapt: layer path -> module, in the model's order.
 
     Args:
@@ -89,7 +100,7 @@ def among(root: nn.Module, paths: Iterable[str], choice: str, blocks: str = "") 
     return kept
 
 
-def table(chosen: Mapping[str, nn.Linear], rank: int | None = None) -> str:
+def table(chosen: Mapping[str, nn.Module], rank: int | None = None) -> str:
     """What was chosen, as text: a row for each kind of layer, and a total.
 
     Args:
@@ -194,15 +205,15 @@ def _available(root: nn.Module, family: Family | None) -> str:
     return f"blocks 0-{total - 1} along the depth ({', '.join(parts)})"
 
 
-def _kinds(chosen: Mapping[str, nn.Linear]) -> dict[str, list[nn.Linear]]:
+def _kinds(chosen: Mapping[str, nn.Module]) -> dict[str, list[Any]]:
     """Path with every number as '*' -> the layers of that kind."""
-    kinds: dict[str, list[nn.Linear]] = {}
+    kinds: dict[str, list[Any]] = {}
     for path, layer in chosen.items():
         kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path), []).append(layer)
     return kinds
 
 
-def _size(layer: nn.Linear, rank: int | None) -> int:
-    if rank is None:
-        return layer.weight.numel()
-    return rank * (layer.out_features + layer.in_features + 1)
+def _size(layer: Any, rank: int | None) -> int:
+    out, into = layer.out_features, layer.in_features
+    size: int = out * into if rank is None else rank * (out + into + 1)
+    return size

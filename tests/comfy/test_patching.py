@@ -174,3 +174,20 @@ def test_an_adapter_for_another_model_names_file_and_layer(
         with pytest.raises(Exception, match=rf"{kind}\.safetensors: .*{words[kind]}.*load that base model"):
             run_node("TriLoRALoad", model=demo.model, file=file, strength=1.0)
         (comfy_base / "models" / "loras" / file).unlink()
+
+
+def test_two_names_of_one_weight_in_an_adapter_add(run_node: Callable[..., Any], demo: Any, adapter: Any) -> None:
+    import dataclasses
+
+    from lora_files import LINEAR, diffusers_names
+
+    inner = diffusers_names(demo.model)[LINEAR[0]]
+    names = ["lora_unet_" + LINEAR[0].replace(".", "_"), f"diffusion_model.{inner}"]
+    width = demo.model.model.diffusion_model.get_submodule(inner).weight.shape[0]
+    factors = type(next(iter(adapter.layers.values())))
+    parts = {name: factors(torch.randn(width, 2), torch.tensor([2.0, 1.0]), torch.randn(2, width)) for name in names}
+    both = dataclasses.replace(adapter, layers=parts)
+    (model,) = run_node("TriLoRAApply", model=demo.model, trilora=both, strength=0.5)
+    ((key, got),) = weights(model).items()
+    added = sum((u * sigma) @ vh for u, sigma, vh in parts.values())
+    torch.testing.assert_close(got, bare(demo.model)[key] + 0.5 * added, rtol=1e-5, atol=1e-5)
