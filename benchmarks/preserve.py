@@ -39,8 +39,8 @@ PRESERVED: Mapping[str, dict[str, Any]] = {
     "preserved at every picture": {"preserve": 0.3, "preserve_every": 1},
 }
 REPAIRED, FIRMER = "repaired", "repaired, preserve 1"
-BY_BASE, WITH_PICTURES = "repaired on pictures by the base", "repaired with the training pictures"
-ARMS = (*PRESERVED, REPAIRED, FIRMER, BY_BASE, WITH_PICTURES)
+ALONE, WITH_PICTURES = "repaired on pictures by the adapter alone", "repaired with the training pictures"
+ARMS = (*PRESERVED, REPAIRED, FIRMER, ALONE, WITH_PICTURES)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Size:
     """How much is trained and measured."""
 
     steps: int = 400
-    repair: int = 200
+    repair: int = 400
     captions: int = 40
     world: int = 15
     turns: int = 9
@@ -130,8 +130,8 @@ class Bench:
     def trained(self, arm: str, seed: int) -> Any:
         if arm in PRESERVED:
             return self.run(self.task(self.train, self.settings(arm, seed)))
-        if arm == BY_BASE:
-            return self.repaired_on_pictures_by_the_base(seed)
+        if arm == ALONE:
+            return self.repaired_alone(seed)
         inputs = self.repair_inputs(seed) | ({"preserve": 1.0} if arm == FIRMER else {})
         inputs |= {"dataset": self.train} if arm == WITH_PICTURES else {}
         adapter, pictures, *_ = self.pack.run("TriLoRARepair", **inputs)
@@ -149,21 +149,25 @@ class Bench:
         return {
             **dict(zip(("model", "clip", "vae"), self.pack.wires, strict=True)),
             **{"trilora": self.adapter(PLAIN, seed), "trigger": TRIGGER, "captions": "\n".join(self.captions)},
-            **{"resolution": 128, "steps": self.size.repair, "learning_rate": 7e-4, "preserve": 0.3, "batch": 2},
-            "seed": seed,
+            **{"resolution": 128, "preserve": 0.3, "seed": seed},
+            **self.repairing(),
         }
 
-    def repaired_on_pictures_by_the_base(self, seed: int) -> Any:
-        """The same repair, but what lies under the noise is painted by the base without the trigger word."""
+    def repaired_alone(self, seed: int) -> Any:
+        """The same repair, but what lies under the noise is painted by the adapter alone, never by the base."""
         repairing, worn, data = (self.pack.module(f) for f in ("nodes.repairing", "nodes.worn", "trilora.dataset"))
         start, sizes = self.adapter(PLAIN, seed), [(128, 128)] * len(self.captions)
-        how = replace(repairing.PAINTING, seed=seed)
-        painted = worn.paint(self.pack.wires, start, self.captions, sizes, how, _quiet, on=False)
-        pictures = data.Dataset(read.from_tensors(painted, self.captions), TRIGGER, 128, 0)
+        how, prompts = replace(repairing.PAINTING, seed=seed), [f"{TRIGGER}, {words}" for words in self.captions]
+        painted = worn.paint(self.pack.wires, start, prompts, sizes, how, _quiet)
+        made = self.pack.module("trilora.pictures").from_tensors(painted, self.captions)
         settings = self.pack.module("trilora.settings").Settings(
-            rank=start.rank, steps=self.size.repair, batch=2, learning_rate=7e-4, preserve=0.3, seed=seed
+            rank=start.rank, seed=seed, preserve=0.3, preserve_every=1, **self.repairing()
         )
+        pictures = data.Dataset(made, TRIGGER, 128, 0)
         return self.run(self.task(pictures, settings, start=start, imitate=True))
+
+    def repairing(self) -> dict[str, Any]:
+        return {"steps": self.size.repair, "learning_rate": 3e-3, "batch": 2}
 
     def task(self, data: Any, settings: Any, **more: Any) -> Any:
         """A training that is not watched."""
@@ -180,13 +184,13 @@ class Bench:
         """Processor time of a step of each way of preserving over that of none: medians over turns."""
         model, clip, vae = self.pack.wires
         encoding, learning = self.pack.module("nodes.encoding"), self.pack.module("trilora.training")
-        denoiser, attach = self.pack.module("nodes.denoiser"), self.pack.module("trilora.attach")
-        modules = self.pack.module("trilora.targets").select
+        lending, attach = self.pack.module("nodes.lending"), self.pack.module("trilora.attach")
+        chosen = self.pack.module("trilora.targets").select(model.model.diffusion_model)
         encoded = encoding.encode(self.train, clip, vae, True, _quiet)
         times: dict[str, list[float]] = {arm: [] for arm in PRESERVED}
-        with denoiser.lent(model) as patcher:
-            network, seen = patcher.model.diffusion_model, denoiser.ComfyDenoiser(patcher)
-            pictures, chosen = encoding.examples(seen, encoded), modules(network, "attention")
+        with lending.lent(model) as patcher:
+            seen = self.pack.module("nodes.denoiser").ComfyDenoiser(patcher)
+            pictures = encoding.examples(seen, encoded)
             trainings = {}
             for arm in PRESERVED:
                 settings = self.settings(arm, 0)
@@ -194,7 +198,7 @@ class Bench:
                 trainings[arm] = learning.Training(seen, layers, attach.Switch(), pictures, settings)
             for _ in range(self.size.turns + 1):
                 for arm, training in trainings.items():
-                    with attach.attached(network, training.layers) as training.switch:
+                    with attach.attached(patcher.model.diffusion_model, training.layers) as training.switch:
                         begin = time.process_time()
                         training.step()
                         times[arm].append(time.process_time() - begin)

@@ -89,6 +89,7 @@ class TriLoRARepair(io.ComfyNode):
             steps=steps,
             learning_rate=learning_rate,
             preserve=preserve,
+            preserve_every=1,
             batch=batch,
             seed=seed,
         )

@@ -105,19 +105,27 @@ def checked(repair: Repair) -> list[str]:
 
 
 def _pictures(repair: Repair, captions: Sequence[str], progress: Progress) -> Dataset:
-    """The dataset's pictures, or pictures that the adapter paints of the captions itself."""
+    """The dataset's pictures; without one, a picture a caption: by the adapter and by the base, turn and turn about.
+
+    The style has to hold where the adapter paints, and the base to come back where the base paints.
+    """
     if repair.dataset is not None:
         return replace(repair.dataset, trigger=repair.trigger)
-    sizes = [(repair.resolution, repair.resolution)] * len(captions)
-    prompts = [f"{repair.trigger}, {caption}" for caption in captions]
-    how = replace(PAINTING, seed=repair.settings.seed)
+    by_adapter, by_base = captions[::2], captions[1::2]
+    styled = [f"{repair.trigger}, {caption}" for caption in by_adapter]
+    painted = _painted(repair, "adapter", styled, progress) + _painted(repair, "base", by_base, progress)
+    pictures = from_tensors(painted, [*by_adapter, *by_base])
+    return Dataset(pictures, repair.trigger, repair.resolution, 0)
 
+
+def _painted(repair: Repair, painter: str, prompts: Sequence[str], progress: Progress) -> list[Tensor]:
     def tick(number: int) -> None:
-        progress.bar.update_absolute(number, len(captions))
-        progress.say(f"the adapter paints picture {number + 1} of {len(captions)}")
+        progress.bar.update_absolute(number, len(prompts))
+        progress.say(f"the {painter} paints picture {number + 1} of {len(prompts)}")
 
-    painted = paint(repair.wires, repair.adapter, prompts, sizes, how, tick)
-    return Dataset(from_tensors(painted, captions), repair.trigger, repair.resolution, 0)
+    sizes = [(repair.resolution, repair.resolution)] * len(prompts)
+    how = replace(PAINTING, seed=repair.settings.seed)
+    return paint(repair.wires, repair.adapter, prompts, sizes, how, tick, on=painter == "adapter")
 
 
 def _task(repair: Repair, train: Dataset, held: Dataset | None, captions: Sequence[str]) -> Task:
