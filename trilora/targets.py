@@ -1,5 +1,6 @@
 """Which layers learn: presets by model family, glob patterns, regular expressions, and ranges of blocks."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -104,12 +105,12 @@ def table(chosen: Mapping[str, nn.Module], rank: int | None = None) -> str:
     """What was chosen, as text: a row for each kind of layer, and a total.
 
     Args:
-        chosen: see `select`.
+        chosen: see `select`; convolutions as well.
         rank: of the adapters; parameters are then those that learn (with a diagonal core), else those of the layers.
     """
     rows = [("layers", "count", "out x in", "parameters")]
     for kind, members in _kinds(chosen).items():
-        shapes = ", ".join(dict.fromkeys(f"{layer.out_features} x {layer.in_features}" for layer in members))
+        shapes = ", ".join(dict.fromkeys(" x ".join(map(str, layer.weight.shape)) for layer in members))
         rows.append((kind, str(len(members)), shapes, f"{sum(_size(layer, rank) for layer in members):,}"))
     rows.append(("total", str(len(chosen)), "", f"{sum(_size(layer, rank) for layer in chosen.values()):,}"))
     wide = [max(len(row[i]) for row in rows) for i in range(4)]
@@ -214,6 +215,7 @@ def _kinds(chosen: Mapping[str, nn.Module]) -> dict[str, list[Any]]:
 
 
 def _size(layer: Any, rank: int | None) -> int:
-    out, into = layer.out_features, layer.in_features
+    out, *inner = layer.weight.shape
+    into = math.prod(inner)
     size: int = out * into if rank is None else rank * (out + into + 1)
     return size

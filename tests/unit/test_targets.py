@@ -320,6 +320,11 @@ def test_the_table_counts_what_learns_at_a_rank_and_joins_shapes():
     assert total.split() == ["total", "3", "842"]
 
 
+def test_the_table_counts_convolutions_with_their_kernels():
+    kind = table({"conv": nn.Conv2d(3, 5, 2)}, rank=2).splitlines()[1]
+    assert kind.split() == ["conv", "1", *"5 x 3 x 2 x 2".split(), str(2 * (5 + 12 + 1))]
+
+
 def test_every_preset_has_patterns_for_every_family():
     for family in FAMILIES:
         for preset in PRESETS:
