@@ -58,10 +58,8 @@ def describe(
         base_file: the base model's file name, or "".
         losses: style loss of every step that was made; fewer than asked for when the run was ended early.
     """
-    steps = len(losses)
-    folder, epoch = f"{dataset.repeats}_{dataset.trigger or 'pictures'}", len(dataset.pictures) * dataset.repeats
-    tail, frequency = losses[-50:], tags(p.caption for p in dataset.pictures)
-    said = {
+    tail = losses[-50:]
+    return {
         "ss_v2": str(base.kohya.startswith("sd_v2")),
         "ss_base_model_version": base.kohya,
         "ss_sd_model_name": base_file,
@@ -70,30 +68,38 @@ def describe(
         "ss_network_alpha": str(settings.rank),
         "ss_network_args": json.dumps({"algo": settings.method, "core": settings.core}),
         "ss_learning_rate": str(settings.learning_rate),
-        "ss_steps": str(steps),
+        "ss_steps": str(len(losses)),
         "ss_seed": str(settings.seed),
-        "ss_num_train_images": str(epoch),
-        "ss_num_epochs": str(math.ceil(steps * settings.pictures / epoch)),
-        "ss_resolution": f"({dataset.resolution}, {dataset.resolution})",
-        "ss_tag_frequency": json.dumps({folder: frequency}),
-        "ss_datasets": json.dumps([{"subsets": [{"class_tokens": dataset.trigger}]}]),
+        **_of_pictures(dataset, len(losses) * settings.pictures),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": base.modelspec,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": dataset.trigger or "TriLoRA adapter",
-        "modelspec.resolution": f"{dataset.resolution}x{dataset.resolution}",
-        "modelspec.trigger_phrase": dataset.trigger,
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "trilora.version": FORMAT,
         "trilora.method": settings.method,
         "trilora.core": settings.core,
         "trilora.rank": str(settings.rank),
         "trilora.settings": json.dumps(asdict(settings)),
-        "trilora.steps": str(steps),
+        "trilora.steps": str(len(losses)),
         "trilora.loss": f"{sum(tail) / len(tail):.6f}" if tail else "",
     }
-    if not frequency:  # no captions, or pictures that came encoded
-        del said["ss_tag_frequency"]
+
+
+def _of_pictures(dataset: Dataset, shown: int) -> dict[str, str]:
+    """What is said of the pictures, of which so many were shown in all; no tags where they came encoded."""
+    epoch, frequency = len(dataset.pictures) * dataset.repeats, tags(p.caption for p in dataset.pictures)
+    said = {
+        "ss_num_train_images": str(epoch),
+        "ss_num_epochs": str(math.ceil(shown / epoch)),
+        "ss_resolution": f"({dataset.resolution}, {dataset.resolution})",
+        "ss_datasets": json.dumps([{"subsets": [{"class_tokens": dataset.trigger}]}]),
+        "modelspec.title": dataset.trigger or "TriLoRA adapter",
+        "modelspec.resolution": f"{dataset.resolution}x{dataset.resolution}",
+        "modelspec.trigger_phrase": dataset.trigger,
+    }
+    if frequency:
+        folder = f"{dataset.repeats}_{dataset.trigger or 'pictures'}"
+        said["ss_tag_frequency"] = json.dumps({folder: frequency})
     return said
 
 
