@@ -19,7 +19,7 @@ from ..trilora.factors import nearest, nearest_holding
 from ..trilora.files import DTYPES, Adapter
 from ..trilora.lineage import of_extraction
 from ..trilora.metadata import base_named
-from .patching import ROOT, file_of, key_map, portable_names
+from .patching import file_of, key_map, path_of, portable_names
 from .sockets import CATEGORY, TriLoRA
 from .weights import changes, make_room
 
@@ -229,7 +229,7 @@ def names_in(model: ModelPatcher, adapters: Sequence[Adapter]) -> Callable[[str]
                 f"No layer of adapter {number} (such as {next(iter(adapter.layers))}) exists in this model "
                 f"({type(model.model).__name__}). Connect the base model that the adapters were made for."
             )
-    paths = {key.removeprefix(ROOT).removesuffix(".weight"): key for key in known.values() if isinstance(key, str)}
+    paths = {path_of(key): key for key in known.values() if isinstance(key, str)}
     portable = portable_names(model, paths)
     names = {key: portable[path] for path, key in paths.items()}
     return lambda name: names.setdefault(known[name], name) if name in known else name

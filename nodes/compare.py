@@ -10,11 +10,11 @@ import comfy.utils
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..trilora.charts_sigma import labelled_grid, picture_of
+from ..trilora.charts_sigma import labelled_grid
 from ..trilora.entries import entries
 from ..trilora.errors import TriLoRAError
 from ..trilora.files import Adapter
-from ..trilora.plot import to_tensor
+from ..trilora.plot import picture_of, to_tensor
 from ..trilora.variants import NONE, Variant, by_band, by_strength, by_top_k, lettered, side_by_side
 from .patching import apply, apply_to_clip, text_layers
 from .sampling import encode, sample

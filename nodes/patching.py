@@ -128,6 +128,11 @@ def _together(several: Sequence[Factors]) -> Factors:
     return merged(alike, [1.0] * len(alike)) if others else first
 
 
+def path_of(key: str) -> str:
+    """A weight's key in a MODEL -> its layer's path below the diffusion model."""
+    return key.removeprefix(ROOT).removesuffix(".weight")
+
+
 @contextmanager
 def named(file: str) -> Iterator[None]:
     """Puts the file's name before what goes wrong within."""

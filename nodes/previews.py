@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..trilora.disk import write
-from ..trilora.plot import contact_sheet
+from ..trilora.plot import contact_sheet, picture_of
 from . import sampling
 
 NAME, STRIP = "preview-{:07}.png", "previews.png"
@@ -58,7 +58,7 @@ class Film:
         pixels = sampling.sample(
             model, self.positive, self.negative, self.vae, p.seed, p.steps, p.cfg, *self.size, on_step=tick
         )[0]
-        picture = Image.fromarray((pixels * 255).round().to(torch.uint8).cpu().numpy())
+        picture = picture_of(pixels)
         write(self.folder / NAME.format(number), _png(picture))
         frames = self.frames()
         write(self.folder / STRIP, _png(contact_sheet(list(frames.values()), [f"step {n}" for n in frames], columns=8)))

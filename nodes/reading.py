@@ -9,7 +9,7 @@ from comfy.weight_adapter import WeightAdapterBase
 
 from ..trilora.factors import Factors, scaled
 from .patches import ShapedPatch, TriLoRAPatch, factors_of, kind_of
-from .patching import ROOT
+from .patching import path_of
 
 DIFFERENCES = (".diff", ".diff_b", ".w_norm", ".b_norm", ".set_weight")
 
@@ -135,5 +135,5 @@ def _put(layers: dict[str, Layer], path: str, layer: Layer) -> None:
 
 
 def _path(key: str, offset: tuple[int, int, int] | None) -> str:
-    path = key.removeprefix(ROOT).removesuffix(".weight")
+    path = path_of(key)
     return f"{path}[{offset[1]}:{offset[1] + offset[2]}]" if offset else path

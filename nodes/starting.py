@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from ..trilora.errors import TargetError
 from ..trilora.factors import Factors, canonical
 from ..trilora.files import Adapter
-from .patching import ROOT, key_map, shape_of
+from .patching import key_map, path_of, shape_of
 
 
 def start_factors(model: ModelPatcher, adapter: Adapter) -> tuple[dict[str, Factors], dict[str, Factors]]:
@@ -33,7 +33,7 @@ def start_factors(model: ModelPatcher, adapter: Adapter) -> tuple[dict[str, Fact
             f"None of the {len(adapter.layers)} layers of the adapter to start from is a layer of this MODEL "
             f"({type(model.model).__name__}). Connect the base model that the adapter was trained on."
         )
-    return {_path(key): _whole(shape_of(model.model, key), slices) for key, slices in parts.items()}, carried
+    return {path_of(key): _whole(shape_of(model.model, key), slices) for key, slices in parts.items()}, carried
 
 
 def _check(name: str, factors: Factors, shape: torch.Size, first: int) -> None:
@@ -52,10 +52,6 @@ def _place(target) -> tuple[str | None, int]:
         return target, 0
     key, (dimension, first, _length) = target[0], target[1]
     return (key, first) if dimension == 0 else (None, 0)
-
-
-def _path(key: str) -> str:
-    return key.removeprefix(ROOT).removesuffix(".weight")
 
 
 def _whole(shape: torch.Size, slices: list[tuple[int, Factors]]) -> Factors:

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .factors import Factors
-from .plot import COLOURS, FAINT, INK, PAPER, SIZE, font, spectrum_chart, stacked, wrapped
+from .plot import COLOURS, FAINT, INK, PAPER, SIZE, font, picture_of, spectrum_chart, stacked, wrapped
 from .spectrum import Layer, by_block, measure
 
 ROW, LABEL, GAP = 22, 170, 16  # pixels: a block's row, its name, between the two halves
@@ -44,11 +44,6 @@ def block_chart(lines: Sequence[Layer]) -> Image.Image:
             column = dots + half * (line.rank - 1) / max(rank - 1, 1)
             draw.ellipse([column - 3, middle - 3, column + 3, middle + 3], fill=COLOURS[0], outline=PAPER)
     return picture
-
-
-def picture_of(pixels: Tensor) -> Image.Image:
-    """(height, width, 3) in 0..1 as a picture."""
-    return Image.fromarray((pixels[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
 def labelled_grid(

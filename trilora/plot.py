@@ -127,7 +127,7 @@ def contact_sheet(
         draw.text((8, 6 + 18 * i), text, COLOURS[0] if mark == "!" else INK, font(13))
     for i, (pixels, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = i % columns * cell, head + i // columns * height
-        thumbnail = Image.fromarray((pixels[..., :3] * 255).round().to(torch.uint8).cpu().numpy())
+        thumbnail = picture_of(pixels)
         thumbnail.thumbnail((cell - 8, cell - 8), Image.Resampling.LANCZOS)
         sheet.paste(thumbnail, (left + (cell - thumbnail.width) // 2, top + (cell - thumbnail.height) // 2))
         for line, text in enumerate(wrapped(caption or "(no caption)", cell - 8, 11)[:3]):
@@ -145,6 +145,11 @@ def wrapped(text: str, width: int, size: int) -> list[str]:
         else:
             lines[-1] = longer
     return lines
+
+
+def picture_of(pixels: Tensor) -> Image.Image:
+    """(height, width, 3) in 0..1 as a picture."""
+    return Image.fromarray((pixels[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

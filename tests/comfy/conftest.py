@@ -1,6 +1,9 @@
 """The demo model and its pictures, loaded as a graph loads them."""
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy
@@ -30,6 +33,13 @@ class Training(NamedTuple):
     report: torch.Tensor
     previews: torch.Tensor
     summary: str
+
+
+@pytest.fixture(scope="session")
+def room(pack: Any) -> Callable[[str], ModuleType]:
+    """A module of the pack, as ComfyUI has loaded it: `room("nodes.lending")`."""
+    train = sys.modules[pack["TriLoRATrain"].__module__].__name__
+    return lambda name: importlib.import_module(f"{train.rsplit('.nodes.', 1)[0]}.{name}")
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,8 @@
 """Bases that are streamed, offloaded, quantised or in another precision learn as a plain one does, in less memory."""
 
-import importlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,13 +10,6 @@ import torch
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.comfy
-
-
-@pytest.fixture(scope="session")
-def room(pack: Any) -> Callable[[str], ModuleType]:
-    """A module of the pack, as ComfyUI has loaded it: `room("nodes.lending")`."""
-    train = sys.modules[pack["TriLoRATrain"].__module__].__name__
-    return lambda name: importlib.import_module(f"{train.rsplit('.nodes.', 1)[0]}.{name}")
 
 
 class Pass:

@@ -1,9 +1,7 @@
 """Bases whose linear layers are ComfyUI's own for quantised weights: chosen, trained, extracted."""
 
-import importlib
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,13 +12,6 @@ pytestmark = pytest.mark.comfy
 
 FLUX = shrunken.NETWORKS["Flux"]
 QUANTISED = "*_blocks.*"
-
-
-@pytest.fixture(scope="module")
-def room(pack: Any) -> Callable[[str], ModuleType]:
-    """A module of the pack, as ComfyUI has loaded it: `room("nodes.lending")`."""
-    package = pack["TriLoRATrain"].__module__.rsplit(".", 2)[0]
-    return lambda name: importlib.import_module(f"{package}.{name}")
 
 
 @pytest.fixture(scope="module", params=["float8_e4m3fn", "nvfp4", "int8_tensorwise"])
