@@ -1,8 +1,10 @@
 """The demo model and its pictures, loaded as a graph loads them."""
 
 import importlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -152,6 +154,13 @@ def drift(demo: Demo) -> Callable[[Any, str], float]:
         return float((outputs[0] - outputs[1]).square().mean())
 
     return difference
+
+
+@pytest.fixture(autouse=True)
+def nothing_unfinished(comfy_base: Path) -> Iterator[None]:
+    """What a test broke off is not there for the next."""
+    yield
+    shutil.rmtree(comfy_base / "models" / "loras" / "unfinished", ignore_errors=True)
 
 
 @pytest.fixture

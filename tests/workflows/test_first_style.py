@@ -151,7 +151,7 @@ def test_a_file_of_ours_says_what_it_is(pictures: Callable, comfy_server: Server
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ("wrong shape", r"broken\.safetensors.*lora_unet_\S+to_\S+.*(MODEL's weight is|do not fit together)"),
+        ("wrong shape", r"broken\.safetensors.*lora_unet_\S+to_\S+.*(the weight is|do not fit together)"),
         (
             "missing partner",
             r"broken\.safetensors.*lora_down\.weight has no partner \S+lora_up\.weight.*export",

@@ -52,14 +52,20 @@ def until(found: Callable[[], Any], seconds: float = 120) -> Any:
 
 
 def states(base: Path) -> list[str]:
-    return sorted(path.name for path in (base / "output" / "TriLoRA" / "runs").glob("*/step-*.safetensors"))
+    """The states on disk of the run that was written to last."""
+    found = list((base / "output" / "TriLoRA" / "runs").glob("*/step-*.safetensors"))
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return sorted(path.name for path in found if path.parent == newest.parent)
 
 
 def test_stop_and_keep_ends_the_run_and_hands_the_adapter_on(comfy_server: Server) -> None:
-    prompt = comfy_server.queue(training("stopped", steps=100_000))
-    until(lambda: [name for name in states(comfy_server.base) if name >= "step-0000003"])
-    assert comfy_server.post("/trilora/stop", {"node_id": "train"}) == {"stopped": ["train"]}
-    entry = comfy_server.wait(prompt, 120)
+    prompt = comfy_server.queue(training("stopped", steps=3_000))
+    until(lambda: [name for name in states(comfy_server.base) if "step-0000003" <= name < "step-0000100"])
+    try:
+        assert comfy_server.post("/trilora/stop", {"node_id": "train"}) == {"stopped": ["train"]}
+        entry = comfy_server.wait(prompt, 120)
+    finally:
+        comfy_server.post("/interrupt", {})  # whatever went wrong, the next test finds the server idle
     (summary,) = entry["outputs"]["train"]["text"]
     assert "stopped by hand" in summary
     learned = load_file(comfy_server.base / "models" / "loras" / "stopped.safetensors")
