@@ -161,7 +161,7 @@ class Bench:
         painted = worn.paint(self.pack.wires, start, prompts, sizes, how, _quiet)
         made = self.pack.module("trilora.pictures").from_tensors(painted, self.captions)
         settings = self.pack.module("trilora.settings").Settings(
-            rank=start.rank, seed=seed, preserve=0.3, preserve_every=1, **self.repairing()
+            rank=start.rank, seed=seed, preserve=0.3, preserve_every=1, schedule="cosine", **self.repairing()
         )
         pictures = data.Dataset(made, TRIGGER, 128, 0)
         return self.run(self.task(pictures, settings, start=start, imitate=True))

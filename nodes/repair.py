@@ -39,18 +39,19 @@ class TriLoRARepair(io.ComfyNode):
                     "for SDXL and Flux, 128 for the demo model. Not used with a dataset.",
                 ),
                 io.Int.Input(
-                    "steps", default=200, min=1, max=100_000,
-                    tooltip="Corrections, 100 to 300. More bring the base back further and cost time.",
+                    "steps", default=300, min=1, max=100_000,
+                    tooltip="Corrections, 200 to 400. The first hundred turn the adapter down everywhere; the rest "
+                    "bring the style back where the trigger word is.",
                 ),
                 io.Float.Input(
-                    "learning_rate", default=3e-5, min=1e-7, max=1.0, step=1e-5, round=False,
-                    tooltip="About a third of the rate that adapters are trained with: 0.00003 for SD1.5, SDXL and "
-                    "Flux, 0.0007 for the demo model. Too high and the style suffers.",
+                    "learning_rate", default=1e-4, min=1e-7, max=1.0, step=1e-5, round=False,
+                    tooltip="The rate that the adapter was trained with, falling to 0 along a cosine: 0.0001 for "
+                    "SD1.5, SDXL and Flux, 0.003 for the demo model. A third of it if the style suffers.",
                 ),
                 io.Float.Input(
                     "preserve", default=0.3, min=0.01, max=10.0, step=0.05, advanced=True,
-                    tooltip="How much the base counts beside the style. 0.3 keeps the style best, 1 brings the base "
-                    "back furthest.",
+                    tooltip="How much the base counts beside the style: 0.3 keeps more of the style, 1 brings the base "
+                    "back further.",
                 ),
                 io.Int.Input(
                     "batch", default=1, min=1, max=64, advanced=True,
@@ -90,6 +91,7 @@ class TriLoRARepair(io.ComfyNode):
             learning_rate=learning_rate,
             preserve=preserve,
             preserve_every=1,
+            schedule="cosine",
             batch=batch,
             seed=seed,
         )
