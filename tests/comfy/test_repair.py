@@ -38,7 +38,7 @@ def test_one_caption_is_too_few(repair: Callable[..., Any], adapter: Any) -> Non
 
 
 @pytest.mark.slow
-def test_a_short_repair_halves_the_forgetting_and_keeps_most_of_the_style(
+def test_a_short_repair_removes_most_of_the_forgetting_and_keeps_most_of_the_style(
     repair: Callable[..., Any],
     train: Callable[..., Any],
     run_node: Callable[..., Any],
@@ -61,6 +61,6 @@ def test_a_short_repair_halves_the_forgetting_and_keeps_most_of_the_style(
     models = [run_node("TriLoRAApply", model=demo.model, trilora=t, strength=1.0)[0] for t in (forgetful, repaired)]
     before, after = (sum(drift(model, words) for words in unseen) for model in models)
     bare, learned, kept = (held_out_loss(model) for model in (demo.model, *models))
-    assert after < before / 2, (before, after)
+    assert after < 0.45 * before, (before, after)
     assert bare - kept > 0.5 * (bare - learned), (bare, learned, kept)
     assert repaired.layers.keys() == forgetful.layers.keys()
