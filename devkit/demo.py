@@ -115,5 +115,5 @@ def keep(server: Server, image: dict[str, str]) -> Path:
 
 def adapters(base: Path, since: float) -> list[Path]:
     """The adapter files written since then."""
-    files = [file for folder in ("models", "output") for file in (base / folder).rglob("*.safetensors")]
+    files = list((base / "models" / "loras").rglob("*.safetensors"))
     return sorted(file for file in files if file.stat().st_mtime >= since)
