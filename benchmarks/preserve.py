@@ -1,7 +1,7 @@
 """What keeping the base costs and brings: preservation from the start, and repair afterwards, against neither.
 
-    python benchmarks/preserve.py            # three seeds; about an hour on two cores
-    python benchmarks/preserve.py --quick    # one seed, short: shows that it runs, its figures say little
+    python benchmarks/preserve.py            # three seeds, hours of one core; with --keep it goes on after a break
+    python benchmarks/preserve.py --quick    # one seed, about five minutes: shows that it runs, its figures say little
 
 On the demo model. A plain LoRA is trained long enough to forget its base. Style is the loss, with the trigger word,
 on pictures of the style that nothing learned from; forgetting is the mean squared distance to the base, without the
