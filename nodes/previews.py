@@ -1,6 +1,7 @@
 """Preview pictures by the MODEL in training, at fixed seed, and the film strip that they make."""
 
 import io
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..trilora.disk import write
+from ..trilora.errors import FileError
 from ..trilora.plot import contact_sheet, picture_of
 from . import sampling
 
@@ -59,10 +61,16 @@ class Film:
             model, self.positive, self.negative, self.vae, p.seed, p.steps, p.cfg, *self.size, on_step=tick
         )[0]
         picture = picture_of(pixels)
+        try:
+            self._keep(picture, number)
+        except FileError as error:
+            logging.warning("The run goes on, but a preview was not saved: %s", error)
+        return picture
+
+    def _keep(self, picture: Image.Image, number: int) -> None:
         write(self.folder / NAME.format(number), _png(picture))
         frames = self.frames()
         write(self.folder / STRIP, _png(contact_sheet(list(frames.values()), [f"step {n}" for n in frames], columns=8)))
-        return picture
 
     def frames(self) -> dict[int, Tensor]:
         """Step -> picture (height, width, 3) in 0..1."""

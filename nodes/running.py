@@ -26,6 +26,7 @@ from ..trilora.run import Run, Watch, difference, folder_of, identity, moved
 from ..trilora.settings import Settings
 from ..trilora.targets import select, table
 from ..trilora.training import Training, create_layers, frozen
+from . import sampling
 from .denoiser import ComfyDenoiser
 from .encoding import Encoded, encode, examples, kept_on_disk
 from .fingerprint import of_weights
@@ -100,7 +101,7 @@ def run_training(task: Task, progress: Progress) -> Outcome:
     train, held = _split(task)
     task = replace(task, dataset=train, held_out=held)
     encoded = _encoded(task, progress)
-    plain = [task.clip.encode_from_tokens_scheduled(task.clip.tokenize(text)) for text in task.plain]
+    plain = [sampling.encode(task.clip, text) for text in task.plain]
     memory = _memory(task, encoded["train"].largest)
     with lent(task.model, memory, task.checkpointing) as patcher, _advice(task):
         denoiser = ComfyDenoiser(patcher, task.settings.precision)

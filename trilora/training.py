@@ -198,7 +198,8 @@ class Training:
         items = self.data.at(number, chunk)
         share = len(items) / settings.pictures
         with sitting_out(self.layers, settings, number, chunk):
-            style, distance = self._losses(items, [item for item in items if settings.preserve and item.preserved])
+            kept = [place for place, item in enumerate(items) if settings.preserve and item.preserved]
+            style, distance = self._losses(items, kept)
             total, preservation, prior = style.mean() * share, None, None
             if len(distance):
                 preservation = distance.sum() / settings.pictures * settings.preserve_every
@@ -211,15 +212,15 @@ class Training:
             self.scaler.scale(total).backward(inputs=list(self.parameters.values()))  # type: ignore[no-untyped-call]
         return float(style.detach().mean()) * share, _float(preservation), _float(prior)
 
-    def _losses(self, items: Sequence[Item], kept: Sequence[Item] = ()) -> tuple[Tensor, Tensor]:
-        """Error on each picture (or distance to the teacher), and each kept one's distance to the base: (B,), (K,).
+    def _losses(self, items: Sequence[Item], kept: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Error on each picture (or distance to the teacher), and distance to the base at the kept places: (B,), (K,).
 
         A kept picture goes through with its plain caption too, in the same pass and the same noise (method: preserve).
         """
         levels, noisy, latents = self._noised(items)
-        places = [i for i, item in enumerate(items) if any(item is other for other in kept)]
+        places = list(kept)
         conditions = [item.example.condition for item in items]
-        plain = [item.example.plain for item in kept]
+        plain = [items[place].example.plain for place in kept]
         target, base = latents, latents[places]
         with torch.no_grad():
             if self.teacher:

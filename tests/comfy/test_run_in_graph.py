@@ -168,9 +168,10 @@ def test_a_full_disk_is_said_and_the_training_ends_well(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    ended = train(watch=watching(checkpoint_every=2), steps=4, seed=108)
+    ended = train(watch=watching(checkpoint_every=2, previews=PREVIEWS), steps=4, seed=108)
     assert len(ended.loss_map["loss"]) == 4
     assert "state was not saved" in caplog.text
+    assert "a preview was not saved" in caplog.text
 
 
 def test_options_reach_the_run(train: Callable[..., Any], run_node: Callable[..., Any]) -> None:
