@@ -68,7 +68,7 @@ def read_toml(text: str, source: str) -> Values:
         TriLoRAError: it is none; names the source.
     """
     try:
-        return tomllib.loads(text)
+        return dict(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise TriLoRAError(f"{source} is no TOML: {error}.") from None
 

@@ -4,6 +4,8 @@ import re
 
 from torch import nn
 
+from ..errors import TargetError
+
 KOHYA, COMFYUI = "lora_unet_", "diffusion_model."
 INSIDE = {  # diffusers' names of a residual block's layers -> Stability's
     "norm1": "in_layers.0",
@@ -58,6 +60,33 @@ def stability(path: str, depth: int = 2) -> str:
     return f"output_blocks.{first + int(number)}.{int(kind == 'attentions')}.{_inside(kind, inner)}"
 
 
+def diffusers_path(path: str, depth: int = 2) -> str:
+    """A layer's path in a diffusers UNet, from its path there or in Stability's code; undoes `stability`.
+
+    Raises:
+        TargetError: neither of the two.
+    """
+    if path.startswith(("down_blocks.", "mid_block.", "up_blocks.")) or path in ENDS:
+        return path
+    for ours, theirs in ENDS.items():
+        if path == theirs:
+            return ours
+    part, *rest = path.split(".", 3 if path.startswith(("input", "output")) else 2)
+    if part == "middle_block" and len(rest) == 2:
+        return f"mid_block.{'attentions.0' if rest[0] == '1' else f'resnets.{int(rest[0]) // 2}'}.{_outside(rest[1])}"
+    if part not in ("input_blocks", "output_blocks") or len(rest) < 3:
+        raise TargetError(f"The layer {path} is none of a Stable Diffusion UNet, so it can't be named in another way.")
+    side = "down" if part == "input_blocks" else "up"
+    level, number = divmod(int(rest[0]) - (side == "down"), depth + 1)
+    if rest[2] in ("op", "conv"):
+        return f"{side}_blocks.{level}.{side}samplers.0.conv"
+    return f"{side}_blocks.{level}.{'attentions' if rest[1] == '1' else 'resnets'}.{number}.{_outside(rest[2])}"
+
+
+def _outside(inner: str) -> str:
+    return next((ours for ours, theirs in INSIDE.items() if inner == theirs), inner)
+
+
 def _inside(kind: str, inner: str) -> str:
     return INSIDE.get(inner, inner) if kind == "resnets" else inner
 
@@ -85,7 +114,7 @@ def text_names_of(encoder: nn.Module, number: int) -> dict[str, str]:
     """Every name that files give a layer of a pipeline's text encoder, the first or the second -> its path."""
     prefixes = {1: ("lora_te_", "lora_te1_"), 2: ("lora_te2_",)}[number]
     component = "text_encoder" if number == 1 else "text_encoder_2"
-    known = {}
+    known: dict[str, str] = {}
     for path, module in encoder.named_modules():
         if path and getattr(module, "weight", None) is not None:
             whole = path if path.startswith("text_") else f"text_model.{path}"  # newer transformers leave it out

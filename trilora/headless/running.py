@@ -107,7 +107,7 @@ def run_training(plan: Plan) -> Outcome:
     with ExitStack() as stack:
         if plan.checkpointing:
             stack.enter_context(checkpointed(pipe.unet))
-        switch = stack.enter_context(attached(pipe.unet, layers))
+        switch = stack.enter_context(attached(pipe.unet, layers))  # type: ignore[arg-type]
         training = Training(
             denoiser, layers, switch, data["train"], plan.training, data.get("regularisation", ()), team=team
         )
