@@ -45,6 +45,8 @@ def stability(path: str, depth: int = 2) -> str:
         if path == ours:
             return theirs
     part, _, rest = path.partition(".")
+    if part not in ("down_blocks", "mid_block", "up_blocks"):
+        return path
     if part == "mid_block":
         kind, number, inner = rest.split(".", 2)
         place = f"middle_block.{1 if kind == 'attentions' else 2 * int(number)}"
