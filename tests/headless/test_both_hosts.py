@@ -71,7 +71,8 @@ def test_both_denoisers_are_one(pipe: Any, demo: Any, core_nodes: Any, pack: Any
     comfy_denoiser, lending = (importlib.import_module(f"{room}.{name}") for name in ("denoiser", "lending"))
     model, clip, _ = demo
     with torch.inference_mode():
-        (model,) = core_nodes["ModelSamplingDiscrete"]().patch(model, prediction, False)
+        kind = {"epsilon": "eps"}.get(prediction, prediction)
+        (model,) = core_nodes["ModelSamplingDiscrete"]().patch(model, kind, False)
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
     quantiles = torch.tensor([0.0, 0.1, 0.35, 0.5, 0.77, 0.9, 0.9995])
     latents, noise = randn(1, 7, 4, 8, 8), randn(2, 7, 4, 8, 8)
