@@ -77,11 +77,10 @@ def test_the_gradients_and_losses_of_the_shares_add_to_those_of_one() -> None:
 
 
 def launched(words: list[str], processes: int) -> None:
-    """`python -m trilora` by Accelerate's own launcher, over gloo."""
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-    more = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launch, *more, "-m", "trilora", *words]
+    """`python -m trilora` in several processes over gloo, by the launcher that Accelerate uses for GPUs itself."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launch, "-m", "trilora", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -40,22 +40,21 @@ def _add_group(group: Any, kind: Any, prefix: str) -> None:
 
 def _add(parser: Any, name: str, kind: Any, text: str, prefix: str) -> None:
     flag = f"--{prefix}{name}".replace("_", "-")
-    more = (
-        {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
-    )
+    more: Values = {"type": kind, "metavar": kind.__name__.upper()}
+    if kind is bool:
+        more = {"action": argparse.BooleanOptionalAction}
     parser.add_argument(flag, default=argparse.SUPPRESS, help=text.strip().replace("%", "%%"), **more)
 
 
 def given(options: argparse.Namespace, kind: type, prefixes: Mapping[str, str]) -> Values:
     """What the flags said, nested as the dataclass is."""
-    said, types, found = vars(options), get_type_hints(kind), {}
+    said, types = vars(options), get_type_hints(kind)
+    found: Values = {}
     for field in fields(kind):
         if is_dataclass(types[field.name]):
             prefix = prefixes.get(field.name, "").replace("-", "_")
-            inner = {
-                each.name: said[prefix + each.name] for each in fields(types[field.name]) if prefix + each.name in said
-            }
-            found[field.name] = inner
+            inner = [each.name for each in fields(types[field.name]) if prefix + each.name in said]
+            found |= {field.name: {name: said[prefix + name] for name in inner}} if inner else {}
         elif field.name in said:
             found[field.name] = said[field.name]
     return found

@@ -1,6 +1,6 @@
 """Everything that a headless training is asked for: one frozen dataclass, from flags or TOML, kept in the file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..dataset import Dataset
@@ -111,10 +111,10 @@ def plan_of(values: Values) -> Plan:
     Raises:
         TriLoRAError: a setting that there is not, that can't be, or that is missing.
     """
-    training = dict(values.get("training", {}))
-    if values.get("data", {}).get("trigger") or values.get("preserve_captions"):
-        training.setdefault("preserve", PRESERVE)
-    plan = build(Plan, {**values, "training": training})
+    plan = build(Plan, values)
+    told_apart = plan.data.trigger or plan.preserve_captions
+    if told_apart and "preserve" not in values.get("training", {}):
+        plan = replace(plan, training=replace(plan.training, preserve=PRESERVE))
     for what, value in (("base", plan.base), ("pictures", plan.data.pictures)):
         if not value:
             raise TriLoRAError(f"No {what} was given: use --{what}, or a TOML file that names it.")
