@@ -112,12 +112,8 @@ def made(seed: int = 0) -> Adapter:
     place = "down_blocks_0_attentions_0_transformer_blocks_0"
     sigma = torch.tensor([0.9, 0.5, 0.2])
     layers = {
-        f"lora_unet_{place}_attn1_to_q": Factors(
-            randn(seed, 64, 3), torch.tensor([0.9, 0.5, 0.2]), randn(seed + 1, 3, 64)
-        ),
-        f"lora_unet_{place}_attn2_to_k": Factors(
-            randn(seed + 2, 64, 3), torch.tensor([0.9, 0.5, 0.2]), randn(seed + 3, 3, 128)
-        ),
+        f"lora_unet_{place}_attn1_to_q": Factors(randn(seed, 64, 3), sigma, randn(seed + 1, 3, 64)),
+        f"lora_unet_{place}_attn2_to_k": Factors(randn(seed + 2, 64, 3), sigma, randn(seed + 3, 3, 128)),
     }
     return Adapter(layers, {"ss_base_model_version": "sd_v1", "modelspec.trigger_phrase": "zorvex"})
 

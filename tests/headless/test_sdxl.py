@@ -30,7 +30,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         projection_dim=16, bos_token_id=622, eos_token_id=623, pad_token_id=623,
     )  # fmt: skip
     unet = diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=2, cross_attention_dim=32, attention_head_dim=(2, 4),
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=2, cross_attention_dim=32,
+        attention_head_dim=(2, 4),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2), use_linear_projection=True, addition_embed_type="text_time",
         addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 16,
