@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from demo.draw import draw
 from demo.world import COLOURS, SceneSpec, all_triples, caption, specs_over
@@ -22,12 +23,12 @@ Pictures = Callable[..., torch.Tensor]
 
 @pytest.fixture(scope="module")
 def judge() -> extractors.Network:
-    return extractors.demo(ROOT / "demo" / "judge")
+    return extractors.demo(ROOT / "demo" / "eye")
 
 
 @pytest.fixture(scope="module")
 def specs() -> list[SceneSpec]:
-    return specs_over(all_triples(), 60, seed=41)
+    return specs_over(all_triples(), 48, seed=41)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +88,9 @@ def test_fid_tells_looks_apart_and_falls_as_a_set_takes_on_the_look(features: di
     """Half of each look is the real set; the other half is mixed into the base's pictures."""
     for look in LOOKS[1:]:
         real, other, plain = features[look][::2], features[look][1::2], features[None][1::2]
-        mixed = [far(torch.cat([other[:n], plain[n:]]), real) for n in (0, 10, 20, 30)]
+        mixed = [far(torch.cat([other[:n], plain[n:]]), real) for n in (0, 8, 16, 24)]
         assert mixed == sorted(mixed, reverse=True)
-        assert mixed[0] > 3 * mixed[-1]
+        assert mixed[0] > 2 * mixed[-1]
 
 
 def test_the_demos_extractor_says_which_words_it_knows(judge: extractors.Network) -> None:
@@ -98,7 +99,7 @@ def test_the_demos_extractor_says_which_words_it_knows(judge: extractors.Network
 
 
 def test_a_folder_without_the_demos_extractor_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="demo/judge of the pack"):
+    with pytest.raises(FileError, match="demo/eye of the pack"):
         extractors.demo(tmp_path)
 
 
@@ -149,30 +150,27 @@ def test_a_folder_without_a_clip_is_told(tmp_path: Path) -> None:
         extractors.clip(tmp_path)
 
 
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_inception_gives_what_torchvision_gives(tmp_path: Path, ending: str) -> None:
+def test_inception_gives_what_torchvision_gives(tmp_path: Path) -> None:
     """torchvision's network with its own normalisation, read before its last layer."""
-    from safetensors.torch import save_file
     from torchvision.models import inception_v3
     from torchvision.transforms.functional import normalize
 
     torch.manual_seed(0)
     network = inception_v3(weights=None, init_weights=False, transform_input=True).eval()
-    file = tmp_path / f"inception.{ending}"
-    torch.save(network.state_dict(), file) if ending == "pth" else save_file(network.state_dict(), file)
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
     pictures = noise(2, 299, 299)
     network.fc = torch.nn.Identity()
     with torch.no_grad():
         theirs = network(normalize(pictures.movedim(-1, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    ours = extractors.inception(file)
+    ours = extractors.inception(tmp_path / "inception.pth")
     assert ours.texts is None
     torch.testing.assert_close(ours.pictures(pictures), theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_a_file_that_is_not_inception_is_told(tmp_path: Path) -> None:
-    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(FileError, match="not torchvision's Inception v3"):
-        extractors.inception(tmp_path / "other.pth")
+        extractors.inception(tmp_path / "other.safetensors")
     (tmp_path / "broken.pth").write_bytes(b"no weights")
     with pytest.raises(FileError, match="can't be read as weights"):
         extractors.inception(tmp_path / "broken.pth")

@@ -16,7 +16,7 @@ from ..metrics.evaluation import evaluate
 from ..pictures import Picture, read_folder
 
 HELP = "measure pictures: FID and NFID against real ones, CLIP score against their prompts"
-JUDGE = Path(__file__).parents[2] / "demo" / "judge"
+EYE = Path(__file__).parents[2] / "demo" / "eye"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--clip", type=Path, metavar="FOLDER", help="a whole CLIP as transformers keeps it; it reads")
     network.add_argument("--inception", type=Path, metavar="FILE", help="torchvision's Inception v3 weights; FID alone")
     network.add_argument(
-        "--demo", type=Path, metavar="FOLDER", nargs="?", const=JUDGE,
+        "--demo", type=Path, metavar="FOLDER", nargs="?", const=EYE,
         help="the extractor of the demo world; it knows that world's words alone",
     )  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
