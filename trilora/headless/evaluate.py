@@ -15,7 +15,12 @@ from ..metrics import extractors
 from ..metrics.evaluation import evaluate
 from ..pictures import Picture, read_folder
 
-HELP = "measure pictures: FID and NFID against real ones, CLIP score against their prompts"
+HELP = """measure pictures: FID and NFID against real ones, CLIP score against their prompts
+
+Folders of pictures, the prompt of each in a text file of its name. docs/metrics.md says what the numbers can tell.
+
+  python -m trilora evaluate made/ real/ --base base/ --clip models/clip-vit-large-patch14
+  python -m trilora evaluate made/ real/ --inception inception_v3_google-0cc3c7bd.pth --json"""
 EYE = Path(__file__).parents[2] / "demo" / "eye"
 
 

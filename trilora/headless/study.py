@@ -10,7 +10,12 @@ from ..errors import DataError
 from ..metrics.blind import Key, draw_key, page, pair
 from ..metrics.preference import count, read_answers
 
-HELP = "ask people: `study make` writes a page of blind comparisons, `study count` counts the answers"
+HELP = """ask people which of two or three methods they prefer, and count their answers
+
+`make` writes one page of blind comparisons, and a key that says which side is which; `count` needs the key.
+
+  python -m trilora study make lora/ trilora/ --out study.html --question "Which is closer to the style?"
+  python -m trilora study count study.key.json answers/"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
