@@ -1,1 +1,1 @@
-"""The other host: diffusers, and the command line `python -m trilora`."""
+"""The other host: diffusers and accelerate, and the command line `python -m trilora`."""
