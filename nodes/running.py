@@ -94,7 +94,8 @@ class Outcome:
         path = files.inside(Path(folder_paths.get_folder_paths("loras")[0]) / UNFINISHED, name)
         files.save(self.adapter(), path)
         logging.warning("What was learned up to step %d is in %s", self.run.training.number, path)
-        progress.live.set(saved={"step": self.run.step, "file": f"{UNFINISHED}/{path.name}"})
+        at = self.run.training.number
+        progress.live.set(saved={"at": at, "step": self.run.step, "file": f"{UNFINISHED}/{path.name}"})
 
 
 def run_training(task: Task, progress: Progress) -> Outcome:
@@ -179,7 +180,7 @@ def _save(outcome: Outcome, progress: Progress) -> None:
     try:
         outcome.keep(progress)
     except FileError as error:
-        progress.live.set(saved={"step": outcome.run.step, "problem": str(error)})
+        progress.live.set(saved={"at": outcome.run.training.number, "problem": str(error)})
 
 
 def _moved(run: Run, examples: Sequence) -> tuple[float, float]:

@@ -121,10 +121,10 @@ function filled(made, attributes, children) {
   return made;
 }
 
-/** A straight scale from a domain to pixels. */
+/** A straight scale from a domain to pixels; it keeps its domain as `low` and `high`. */
 export function scale([low, high], [from, to]) {
   const span = high - low || 1;
-  return (value) => from + ((value - low) / span) * (to - from);
+  return Object.assign((value) => from + ((value - low) / span) * (to - from), { low, high });
 }
 
 /** The `d` of a line through points [x, y]; a gap where y is no number. */
