@@ -120,7 +120,7 @@ def run_training(task: Task, progress: Progress) -> Outcome:
             training = Training(denoiser, layers, switch, data["train"], task.settings, prior, taught_by)
             run = _run(task, training, encoded, data)
             outcome = Outcome(task, run, _film(task, encoded["train"], run), modules, memory, carried)
-            with progress.learning(run, outcome.film):
+            with progress.learning(run):
                 _go(outcome, patcher, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
 
@@ -155,6 +155,7 @@ def _go(outcome: Outcome, patcher: ModelPatcher, progress: Progress, looked_at: 
     run, settings = outcome.run, outcome.task.settings
     try:
         outcome.film.begin(run.training.number)
+        progress.live.keep_pictures(run.folder, outcome.film.steps())
         outcome.said += _before(outcome)
         progress.live.set(said=list(outcome.said))
         progress.say("\n".join(outcome.said), at_once=True)

@@ -2,11 +2,12 @@
 import { line, scale, svg, ticks } from "./panel.mjs";
 
 const LEFT = 38; // room for the numbers of the vertical axis
-const SMOOTH = 0.05; // share of the steps that the strong line averages over
+const SMOOTH = 0.05; // share of the steps so far that the strong line averages over
+const FEWEST = 10; // steps that it averages over
 
-/** Running mean over a share of the steps, the same as on the node's report. */
+/** Running mean over the steps before each step. */
 export function smoothed(curve, key) {
-  const window = Math.max(1, (curve.at(-1)?.step ?? 0) * SMOOTH);
+  const window = Math.max(FEWEST, (curve.at(-1)?.step ?? 0) * SMOOTH);
   let [sum, count, first] = [0, 0, 0];
   return curve.map((point) => {
     if (point[key] != null) [sum, count] = [sum + point[key], count + 1];

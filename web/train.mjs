@@ -110,9 +110,9 @@ function show(parts, [stop, save], { run, asked }) {
   progress(parts.bar, run);
   parts.now.replaceChildren(...now(run));
   parts.legend.replaceChildren(...legend(run));
-  const step = Math.max(...run.sigmas.keys());
-  parts.sigmaTitle.hidden = !run.sigmas.size;
-  parts.sigmaTitle.replaceChildren(entry("--tri-4", "singular values of the adapter", `step ${step}`));
+  const scored = Math.max(0, ...run.sigmas.keys());
+  parts.sigmaTitle.hidden = !scored;
+  parts.sigmaTitle.replaceChildren(entry("--tri-4", "singular values of the adapter", `step ${scored}`));
   const [text, failed] = note(run, asked);
   parts.note.textContent = text;
   parts.note.classList.toggle("failed", failed);
@@ -145,16 +145,14 @@ function legend(run) {
   const mean = smoothed(run.curve, "loss").at(-1)?.value;
   if (Number.isFinite(mean)) entries.push(entry("--tri-1", "loss", mean.toFixed(4)));
   const held = [...run.held].sort(([a], [b]) => a - b).at(-1);
-  if (held) entries.push(entry("--tri-3", "held out", held[1]?.toFixed(4)));
-  if (run.best) entries.push(entry("", "best", `step ${run.best}`));
+  if (held) entries.push(entry("--tri-3", "held out", held[1]?.toFixed(4), run.best ? ` best: step ${run.best}` : ""));
   const distance = smoothed(run.curve, "preservation").at(-1)?.value;
   if (Number.isFinite(distance)) entries.push(entry("--tri-2", "to the base", distance.toPrecision(2)));
   return entries;
 }
 
-function entry(colour, name, value) {
-  const mark = colour && element("i", { style: `background: var(${colour})` });
-  return element("span", {}, mark || null, `${name} `, element("b", {}, value ?? ""));
+function entry(colour, name, value, more = "") {
+  return element("span", {}, element("i", { style: `background: var(${colour})` }), `${name} `, element("b", {}, value ?? ""), more);
 }
 
 /** One sentence on what was asked for or has happened, and whether it is bad news. */
