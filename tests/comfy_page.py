@@ -1,5 +1,6 @@
 """ComfyUI's own page in a browser: load a workflow, queue it, look."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +30,13 @@ SHOWN = """([id, scale]) => {
 
 
 class ComfyPage:
-    """A tab with ComfyUI's front end. `errors` holds everything that went wrong in its console."""
+    """A tab with ComfyUI's front end. `errors` holds everything that went wrong in its console.
 
-    def __init__(self, page: Page, server: Server) -> None:
-        self.page, self.server = page, server
+    `workflow` is the id that an opened template gets; tabs with the same one show the same runs.
+    """
+
+    def __init__(self, page: Page, server: Server, workflow: str) -> None:
+        self.page, self.server, self.workflow = page, server, workflow
         self.errors: list[str] = []
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.errors.append(f"{error}\n{error.stack}"))
@@ -45,6 +49,9 @@ class ComfyPage:
     def open(self, template: str = "train_your_first_style") -> "ComfyPage":
         """Open one of the pack's templates by its address, as a link to it does."""
         self.server.post("/settings", {"Comfy.TutorialCompleted": False})  # true opens a graph that looks for models
+        file = json.loads((ROOT / "example_workflows" / f"{template}.json").read_text(encoding="utf-8"))
+        named = {**file, "id": self.workflow}  # else a panel shows the last run of the test before
+        self.page.route(f"**/{template}.json*", lambda route: route.fulfill(json=named))
         self.page.goto(f"{self.server.url}/?template={template}&source={PACK}")
         self.page.wait_for_function(READY, timeout=120_000)
         return self

@@ -99,7 +99,7 @@ function band(distance, x, width, top, bottom) {
   const y = scale([0, high], [bottom, top]);
   return [
     svg("line", { x1: LEFT, x2: width - 6, y1: bottom, y2: bottom, style: "stroke: var(--tri-line)" }),
-    svg("text", { x: LEFT - 5, y: top + 5, "text-anchor": "end" }, high.toPrecision(1)),
+    svg("text", { x: LEFT - 5, y: top + 5, "text-anchor": "end" }, brief(high)),
     svg("text", { x: LEFT + 2, y: top - 6 }, "distance to the base"),
     path(thinned(distance, width), x, y, "--tri-2", 1.8),
   ];
@@ -109,6 +109,11 @@ function said(run, mean) {
   const loss = mean.at(-1)?.value;
   const best = run.best ? `, best on held-out pictures at step ${run.best}` : "";
   return `Loss over ${run.step} steps, now ${loss?.toFixed(4) ?? "unknown"}${best}`;
+}
+
+/** A number in few characters: 0.02, 5e-6. */
+function brief(value) {
+  return value < 0.001 ? value.toExponential(0) : value.toPrecision(1);
 }
 
 /** Singular values, strongest first: bars now, thin lines at earlier scores, the oldest faintest. */

@@ -147,7 +147,7 @@ function legend(run) {
   const held = [...run.held].sort(([a], [b]) => a - b).at(-1);
   if (held) entries.push(entry("--tri-3", "held out", held[1]?.toFixed(4), run.best ? ` best: step ${run.best}` : ""));
   const distance = smoothed(run.curve, "preservation").at(-1)?.value;
-  if (Number.isFinite(distance)) entries.push(entry("--tri-2", "to the base", distance.toPrecision(2)));
+  if (Number.isFinite(distance)) entries.push(entry("--tri-2", "to the base", distance < 0.001 ? distance.toExponential(1) : distance.toPrecision(2)));
   return entries;
 }
 

@@ -1,5 +1,6 @@
 """ComfyUI's page in a real Chromium, against the real server with the pack in it."""
 
+import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -33,14 +34,15 @@ def context(browser: Browser, comfy_server: Server) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def open_page(context: BrowserContext, comfy_server: Server) -> Iterator[Callable[[], ComfyPage]]:
-    """Opens tabs; any console error in any of them fails the test."""
+    """Opens tabs with the same workflow; any console error in any of them fails the test."""
     opened: list[ComfyPage] = []
+    workflow = str(uuid.uuid4())
     with context.new_page() as blank:
         blank.goto(f"{comfy_server.url}/system_stats")
         blank.evaluate("() => localStorage.clear()")  # else the tab of the test before comes back
 
     def open_one() -> ComfyPage:
-        opened.append(ComfyPage(context.new_page(), comfy_server))
+        opened.append(ComfyPage(context.new_page(), comfy_server, workflow))
         return opened[-1].open()
 
     yield open_one
