@@ -4,6 +4,7 @@ import { element } from "./panel.mjs";
 export const CSS = `
 .trilora-film { display: flex; gap: 6px; overflow-x: auto; padding: 2px 2px 6px; margin: 6px 0 2px; scrollbar-width: thin; }
 .trilora .trilora-film button { flex: none; padding: 0; border: 0; background: none; display: grid; gap: 2px; justify-items: center; }
+.trilora-film > div { flex: none; }
 .trilora-film img { height: 72px; min-width: 48px; border-radius: 4px; display: block; background: var(--tri-paper); }
 .trilora-film span { font-size: 10px; color: var(--tri-soft); font-variant-numeric: tabular-nums; }
 .trilora-large { border: 0; padding: 0; background: none; max-width: none; max-height: none; color: #fff; text-align: center; outline: none; box-shadow: none; }
