@@ -135,7 +135,9 @@ def contact_sheet(
     return sheet
 
 
-def tiles(pictures: Sequence[Tensor], columns: int = 8, cell: int = 160) -> tuple[Image.Image, list[tuple[int, ...]]]:
+def tiles(
+    pictures: Sequence[Tensor], columns: int = 8, cell: int = 160
+) -> tuple[Image.Image, list[tuple[int, int, int, int]]]:
     """Small pictures in rows on one sheet, and where each is: (left, top, width, height)."""
     sheet = Image.new("RGB", (columns * cell, max(1, math.ceil(len(pictures) / columns)) * cell), PAPER)
     places = []
