@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 
 class TriLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
-        from .progress import add_routes
+        from .routes import add_routes
 
         add_routes()
 

@@ -16,7 +16,7 @@ from torch import nn
 from ..trilora import files, session
 from ..trilora.attach import attached, standing_in
 from ..trilora.dataset import Dataset
-from ..trilora.errors import TrainingError
+from ..trilora.errors import FileError, TrainingError
 from ..trilora.factors import Factors
 from ..trilora.files import Adapter
 from ..trilora.film import Film, Preview
@@ -34,7 +34,7 @@ from .lending import lent, weight_of
 from .memory import TRAINED, estimate
 from .patching import file_of, portable_names
 from .previews import Painter
-from .progress import RUNNING, Progress
+from .progress import Progress
 from .starting import start_factors
 
 UNFINISHED = "unfinished"  # folder under models/loras for what a cancelled or failed run had learned
@@ -81,8 +81,8 @@ class Outcome:
         losses = self.run.history.loss[: self.run.step]
         return Adapter(layers, describe(self.task.settings, self.task.dataset, base, file_of(self.task.model), losses))
 
-    def keep(self) -> None:
-        """State and adapter on disk, for a run that ends before its end."""
+    def keep(self, progress: Progress) -> None:
+        """State and adapter on disk before the run is at its end."""
         if not self.run.training.number:
             return
         self.run.save()
@@ -90,7 +90,9 @@ class Outcome:
         name = f"{title}-seed-{self.task.settings.seed}-step-{self.run.step}".replace("/", "_")
         path = files.inside(Path(folder_paths.get_folder_paths("loras")[0]) / UNFINISHED, name)
         files.save(self.adapter(), path)
-        logging.warning("Training ended at step %d; what was learned is in %s", self.run.training.number, path)
+        logging.warning("What was learned up to step %d is in %s", self.run.training.number, path)
+        at = self.run.training.number
+        progress.live.set(saved={"at": at, "step": self.run.step, "file": f"{UNFINISHED}/{path.name}"})
 
 
 def run_training(task: Task, progress: Progress) -> Outcome:
@@ -115,7 +117,7 @@ def run_training(task: Task, progress: Progress) -> Outcome:
             training = Training(denoiser, layers, switch, data["train"], task.settings, prior, taught_by)
             run = _run(task, training, encoded, data)
             outcome = Outcome(task, run, _film(task, encoded["train"], run, patcher), modules, memory, carried)
-            with _listed(progress.node_id, run):
+            with progress.learning(run):
                 _go(outcome, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
 
@@ -151,18 +153,23 @@ def _go(outcome: Outcome, progress: Progress, looked_at: Sequence) -> None:
     run = outcome.run
     try:
         outcome.film.begin(run.training.number)
+        progress.live.keep_pictures(run.folder, outcome.film.steps())
         learning = sum(p.numel() for p in run.training.parameters.values())
         memory = f"about {(outcome.memory + TRAINED * learning) / 1e9:.1f} GB of memory beside the model"
         outcome.said += session.before(run, outcome.task.dataset, [memory])
+        progress.live.set(said=list(outcome.said))
         progress.say("\n".join(outcome.said), at_once=True)
         if not run.training.number:
             _preview(outcome, progress, 0)
         for step in run:
             progress.step(step)
+            if progress.live.save_asked:
+                _save(outcome, progress)
             _preview(outcome, progress, step.number)
         outcome.said += session.after(run, looked_at, outcome.modules)
+        progress.live.set(said=list(outcome.said))
     except BaseException:
-        outcome.keep()
+        outcome.keep(progress)
         raise
 
 
@@ -171,7 +178,16 @@ def _preview(outcome: Outcome, progress: Progress, number: int) -> None:
     if outcome.film.due(number, total):
         with outcome.run.training.averaged():
             taken = outcome.film.take(number, lambda step: progress.say(f"preview at step {number}: {step}"))
-        progress.show(taken, number, total)
+        progress.show(taken, outcome.film, number, total)
+
+
+def _save(outcome: Outcome, progress: Progress) -> None:
+    """What a page has asked for; a full disk costs the file, not the run."""
+    progress.live.save_asked = False
+    try:
+        outcome.keep(progress)
+    except FileError as error:
+        progress.live.set(saved={"at": outcome.run.training.number, "problem": str(error)})
 
 
 def _run(task: Task, training: Training, encoded: Mapping[str, Encoded], data: Mapping[str, list[Variants]]) -> Run:
@@ -184,15 +200,6 @@ def _run(task: Task, training: Training, encoded: Mapping[str, Encoded], data: M
     held_out = [variants[0] for variants in data.get("held out", [])]
     card = json.loads(json.dumps({**about, "settings": asdict(task.settings)}))
     return Run(training, folder, held_out, task.watch, card)
-
-
-@contextmanager
-def _listed(node_id: str, run: Run) -> Iterator[None]:
-    RUNNING[node_id] = run
-    try:
-        yield
-    finally:
-        del RUNNING[node_id]
 
 
 @contextmanager
