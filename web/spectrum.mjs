@@ -105,11 +105,11 @@ export function words(spectrum, curve, keep, strength) {
 function acting(act, count, keep) {
   const [first, last] = [act[0], act.at(-1)];
   if (!act.length) return `none of ${count}`;
-  if (keep.keep === "top k of all layers") return `top ${keep.k} of all layers together`;
-  const most = keep.keep === "energy" ? "at most " : "";
-  if (act.length !== last - first + 1) return `${most}${act.length} of ${count}`;
+  if (keep.keep === "top k of all layers") return `top ${keep.k} of all layers`;
+  if (keep.keep === "energy") return `up to ${act.length} of ${count}`;
+  if (act.length !== last - first + 1) return `${act.length} of ${count}`;
   if (first > 1) return first === last ? `value ${first} of ${count}` : `values ${first}–${last} of ${count}`;
-  return last === count ? `${most}all ${count}` : `${most}top ${last} of ${count}`;
+  return last === count ? `all ${count}` : `top ${last} of ${count}`;
 }
 
 /** A share in percent, with as many digits as tell it from 0 and from 100. */

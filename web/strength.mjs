@@ -6,7 +6,7 @@ const HEIGHT = 176;
 const EDGE = { left: 26, right: 8, top: 8, bottom: 18 };
 const SNAP = 0.02; // of the height: near 0, 1 and 2 a dragged gain is exactly that
 const KEEPS = ["strength", "keep", "keep.k", "keep.share"];
-const HINT = "drag · double-click adds · right-click removes";
+const HINT = "double-click adds · right-click removes";
 const CSS = `
 .trilora-presets { display: grid; grid-template-columns: repeat(auto-fit, minmax(72px, 1fr)); gap: 4px; margin-bottom: 4px; }
 .trilora-presets button { padding: 2px 4px; font-size: 11px; white-space: nowrap; }
@@ -23,11 +23,10 @@ const CSS = `
 .trilora-chart line.guide { opacity: 0.35; }
 .trilora-chart .dot { fill: var(--tri-1); stroke: var(--comfy-menu-bg, #fff); stroke-width: 2; cursor: grab; }
 .trilora-chart .dot:hover, .trilora-chart .dot:focus { stroke: var(--tri-ink); outline: none; }
-.trilora-kept, .trilora-told { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.trilora-kept { font-weight: 600; font-size: 13px; margin-top: 2px; }
+.trilora-kept { font-weight: 600; margin-top: 2px; }
 .trilora-meter { height: 4px; border-radius: 2px; background: var(--tri-line); margin: 3px 0; overflow: hidden; }
 .trilora-meter div { height: 100%; background: var(--tri-2); }
-.trilora-told { color: var(--tri-soft); font-size: 11px; font-variant-numeric: tabular-nums; }
+.trilora-told { color: var(--tri-soft); font-size: 11px; white-space: nowrap; font-variant-numeric: tabular-nums; }
 `;
 
 export function attach(node, app) {
@@ -39,7 +38,7 @@ export function attach(node, app) {
 /** The panel of one node. Its curve is the value of ComfyUI's own widget, which it hides. */
 class StrengthPanel {
   constructor(node, app) {
-    Object.assign(this, { node, app, seen: null, watched: new WeakSet() });
+    Object.assign(this, { node, app, seen: null, dragging: false, watched: new WeakSet() });
     this.curve = node.widgets.find(({ name }) => name === "curve");
     this.curve.hidden = this.curve.options.hidden = true;
     const { content, live } = addPanel(node, "sigma", "Gain curve over the spectrum", CSS);
@@ -246,8 +245,14 @@ class StrengthPanel {
     dot.focus();
     dot.setPointerCapture(event.pointerId);
     const move = (moved) => this.move(i, this.at(moved), !moved.altKey);
+    const end = () => {
+      dot.removeEventListener("pointermove", move);
+      this.dragging = false;
+      this.remember();
+    };
+    this.dragging = true;
     dot.addEventListener("pointermove", move);
-    dot.addEventListener("lostpointercapture", () => dot.removeEventListener("pointermove", move), { once: true });
+    dot.addEventListener("lostpointercapture", end, { once: true });
   }
 
   hover(at) {
@@ -319,6 +324,12 @@ class StrengthPanel {
     this.curve.callback?.(this.curve.value, this.app.canvas, this.node);
     if (this.node.graph) this.node.graph._version++;
     this.draw();
+    if (!this.dragging) this.remember();
+  }
+
+  /** A step that ComfyUI's undo goes back; a whole drag is one. */
+  remember() {
+    this.app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.captureCanvasState?.();
   }
 
   // -- what ComfyUI does ---------------------------------------------------------------------------------------------
@@ -329,9 +340,11 @@ class StrengthPanel {
     this.node.properties.trilora_spectrum = spectrum; // saved with the workflow: there again after a reload
     this.seen = null;
     this.draw();
+    this.remember();
   }
 
   configured() {
+    this.seen = null;
     this.watch();
     this.draw();
   }
