@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,12 @@ ROWS = (  # what the panel calls it, and where it may stand: the first that is t
     ("license", ("modelspec.license",)),
     ("comment", ("modelspec.description", "ss_training_comment")),
 )
+SHORTER: Mapping[str, Callable[[str], str]] = {  # rows that other tools write at length
+    "method": lambda text: {"networks.lora": "LoRA"}.get(text, text),
+    "optimizer": lambda text: re.sub(r"^[\w.]*\.(?=\w)", "", text),  # torch.optim.adamw.AdamW(...)
+    "resolution": lambda text: text.strip("()").replace(", ", "x"),
+    "made": lambda text: text.replace("T", " ").removesuffix("Z"),
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def read(path: Path) -> Header:
         guessed=guessed,
         triggers=_triggers(said),
         tags=_tags(said),
-        settings={name: value for name, keys in ROWS if (value := _first(said, keys))},
+        settings={name: SHORTER.get(name, str)(value) for name, keys in ROWS if (value := _first(said, keys))},
     )
 
 
