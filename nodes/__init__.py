@@ -15,6 +15,7 @@ class TriLoRAExtension(ComfyExtension):
         from .compare import TriLoRACompare
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
+        from .evaluate import TriLoRAEvaluate
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
         from .repair import TriLoRARepair
         from .schedule import TriLoRASchedule
@@ -39,6 +40,7 @@ class TriLoRAExtension(ComfyExtension):
             TriLoRASchedule,
             TriLoRASpectrum,
             TriLoRACompare,
+            TriLoRAEvaluate,
             TriLoRADemoModel,
         ]
 
