@@ -130,7 +130,7 @@ function facts({ ranks, base, guessed, layers, kind, size }) {
   return [
     high ? (low === high ? `rank ${high}` : `ranks ${low}–${high}`) : null,
     base ? base + (guessed ? ", by its layers" : "") : "base unknown",
-    layers ? `${layers} layers` : null,
+    layers ? `${layers} ${layers === 1 ? "layer" : "layers"}` : null,
     kind && kind !== "LoRA" ? kind : null,
     size < 1e6 ? `${Math.ceil(size / 1e3)} kB` : `${(size / 1e6).toFixed(size < 1e7 ? 1 : 0)} MB`,
   ].filter(Boolean);

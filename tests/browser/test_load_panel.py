@@ -82,7 +82,7 @@ def panel(loras: Path, page: ComfyPage) -> Panel:
 
 def test_a_chosen_file_shows_its_words_and_a_click_copies_them(panel: Panel, context: BrowserContext) -> None:
     context.grant_permissions(["clipboard-read", "clipboard-write"])
-    panel.says("rank 8", "SDXL", "1 layers", "most frequent in its captions")
+    panel.says("rank 8", "SDXL", "1 layer", "most frequent in its captions")
     assert [chip.inner_text() for chip in panel.region.get_by_role("button").all()] == ["ink drawing40", "a fox12"]
     panel.choose("ours")
     panel.says("Stained <b>glass</b>", "SD 1.x", "Trigger words")
