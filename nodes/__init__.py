@@ -5,9 +5,10 @@ from comfy_api.latest import ComfyExtension, io
 
 class TriLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
-        from .routes import add_routes
+        from . import routes, routes_lora
 
-        add_routes()
+        routes.add_routes()
+        routes_lora.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .combine import ExtractTriLoRA, MergeTriLoRA, ResizeTriLoRA
