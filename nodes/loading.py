@@ -15,11 +15,14 @@ from ..trilora.errors import FileError
 from . import patching
 from .sockets import CATEGORY, TriLoRA
 
+DEMO, DEMO_LORAS = "demo: ", Path(__file__).parent.parent / "demo" / "loras"
 STRENGTH = "1 is as trained, 0 is the bare base, above 1 exaggerates; pictures usually break above 1.5."
 
 
 def lora_path(name: str) -> Path:
     """The file behind an entry of the list of LoRAs."""
+    if name.startswith(DEMO):
+        return files.inside(DEMO_LORAS, name.removeprefix(DEMO))
     path = folder_paths.get_full_path("loras", name)
     if path is None:
         raise FileError(f"{name} is not in a loras folder any more. Refresh the list (key R) and choose again.")
@@ -75,7 +78,11 @@ class LoadTriLoRA(io.ComfyNode):
             description="Puts U Σ Vᵀ of a TriLoRA or LoRA file on the model's weights.",
             inputs=[
                 io.Model.Input("model", tooltip="The base model that the file was trained on."),
-                io.Combo.Input("file", options=_names(), tooltip="A .safetensors file of models/loras."),
+                io.Combo.Input(
+                    "file", options=_names(),
+                    tooltip="A .safetensors file of models/loras. Those that begin with 'demo:' come with the pack and "
+                    "are for TriLoRA Demo Model.",
+                ),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH),
                 io.Float.Input(
                     "strength_clip", default=1.0, min=-10.0, max=10.0, step=0.05, optional=True, advanced=True,
@@ -144,4 +151,5 @@ def tell_skipped(adapter, node_id: str, remedy: str) -> None:
 
 
 def _names() -> list[str]:
-    return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+    own = [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+    return own + [DEMO + path.stem for path in sorted(DEMO_LORAS.glob("*.safetensors"))]
