@@ -47,16 +47,16 @@ class Example:
 
 
 def examples() -> dict[str, Example]:
-    """Title, which is the file's name, -> workflow."""
+    """Name of the file -> workflow. No blanks: the page opens `?template=NAME&source=TriLoRA` only without them."""
     from . import learning, mending, playing
 
     return {
-        "Train your first style": learning.first_style(),
-        "Train on SD1.5 or SDXL": learning.checkpoint(),
-        "Strength and curve": playing.strength_and_curve(),
-        "Soften a LoRA by its spectrum": mending.soften(),
-        "Repair an over-cooked LoRA without its pictures": mending.repair(),
-        "Schedule": playing.schedule(),
-        "Compare grid and lens": playing.compare(),
-        "Merge": playing.merge(),
+        "train_your_first_style": learning.first_style(),
+        "train_on_SD1.5_or_SDXL": learning.checkpoint(),
+        "strength_and_curve": playing.strength_and_curve(),
+        "soften_a_LoRA_by_its_spectrum": mending.soften(),
+        "repair_an_over-cooked_LoRA_without_its_pictures": mending.repair(),
+        "schedule": playing.schedule(),
+        "compare_grid_and_lens": playing.compare(),
+        "merge": playing.merge(),
     }

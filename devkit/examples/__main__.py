@@ -1,4 +1,4 @@
-"""Makes example_workflows/: `COMFYUI_PATH=... python -m devkit.examples [--pictures] [TITLE ...]`.
+"""Makes example_workflows/: `COMFYUI_PATH=... python -m devkit.examples [--pictures] [NAME ...]`.
 
 Needs the environment of `python dev.py test`, and Chromium. With --pictures each workflow that needs nothing but the
 pack is run, some minutes a piece, and its thumbnail made of what comes out.
@@ -29,28 +29,28 @@ GREY = "#202020"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", action="store_true", help="run them and make the thumbnails")
-    parser.add_argument("titles", nargs="*", metavar="TITLE")
+    parser.add_argument("names", nargs="*", metavar="NAME")
     args = parser.parse_args()
     known = examples()
-    chosen = {title: known[title] for title in args.titles or known}
+    chosen = {name: known[name] for name in args.names or known}
     comfy = comfyui.find(ROOT)
     if comfy is None:
         sys.exit("No ComfyUI: run `python dev.py test` once, or set COMFYUI_PATH.")
     with tempfile.TemporaryDirectory() as base, comfy_server(sys.executable, comfy, Path(base)) as server:
         with opened(server) as page:
-            for title, example in chosen.items():
-                write(FOLDER / f"{title}.json", converted(page, title, example))
-        for title, example in chosen.items() if args.pictures else ():
+            for name, example in chosen.items():
+                write(FOLDER / f"{name}.json", converted(page, name, example))
+        for name, example in chosen.items() if args.pictures else ():
             if example.runs_alone:
-                draw(server, title, example)
-                print(title, flush=True)
+                draw(server, name, example)
+                print(name, flush=True)
 
 
 def write(path: Path, workflow: dict[str, Any]) -> None:
     path.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def draw(server: Server, title: str, example: Example) -> None:
+def draw(server: Server, name: str, example: Example) -> None:
     """Run the workflow; its pictures become the thumbnail and those of the help pages."""
     entry = server.run(example.prompt())
 
@@ -58,7 +58,7 @@ def draw(server: Server, title: str, example: Example) -> None:
         files = [server.images(entry, example.numbers[name])[0] for name in names]
         return [Image.open(file).convert("RGB") for file in files]
 
-    thumbnail(of(example.thumbnail)).save(FOLDER / f"{title}.jpg", quality=88, optimize=True)
+    thumbnail(of(example.thumbnail)).save(FOLDER / f"{name}.jpg", quality=88, optimize=True)
     for name, nodes in example.help.items():
         row(of(nodes)).save(HELP / f"{name}.jpg", quality=85, optimize=True)
 

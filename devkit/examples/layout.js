@@ -1,5 +1,5 @@
 // Loads a workflow in API form into ComfyUI's page, adds the notes, lays everything out, and returns what the page saves.
-async ({ prompt, title, groups, sizes }) => {
+async ({ prompt, name, groups, sizes }) => {
   const { app, LiteGraph } = window
   const GAP = 30
   const HEAD = LiteGraph.NODE_TITLE_HEIGHT
@@ -35,7 +35,7 @@ async ({ prompt, title, groups, sizes }) => {
     return [width, y]
   }
 
-  await app.loadApiJson(prompt, title)
+  await app.loadApiJson(prompt, name)
   await settle(1500)
   let x = 0
   const fields = []

@@ -5,7 +5,7 @@ from typing import Any
 from demo.workflow import TRIGGER, Node, node
 
 from . import Example, Group
-from .parts import CAT, DEMO_MODEL, canvas, dataset, picture, sampling, words
+from .parts import DEMO_MODEL, TREE, canvas, dataset, picture, sampling, words
 
 WIRES = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2]}
 FIRST = """**Press Run.** A TriLoRA learns stained glass from 32 pictures, some minutes on a CPU; the loss, the \
@@ -21,11 +21,11 @@ and the adapter is saved to `models/loras`.
 connect *TriLoRA Training Options* with `checkpointing` on."""
 
 
-def train(title: str, **numbers: Any) -> Node:
-    """Train TriLoRA with its defaults, apart from the numbers."""
+def train(title: str, preserve: float = 0.3, **numbers: Any) -> Node:
+    """Train TriLoRA with its defaults, apart from these."""
     defaults = {
         "method": "trilora", "method.core": "diagonal", "method.initialisation": "balanced", "method.learn": "all",
-        "targets": "attention", "alpha": 8.0, "preserve": 0.3, "shrink": 0.0, "clip_norm": 1.0, "blocks": "",
+        "targets": "attention", "alpha": 8.0, "preserve": preserve, "shrink": 0.0, "clip_norm": 1.0, "blocks": "",
     }  # fmt: skip
     return node("TriLoRATrain", title, **WIRES, dataset=["data", 0], **numbers, **defaults)
 
@@ -56,9 +56,9 @@ HELP = {"train_report": ("report",), "dataset": ("data",), "demo_model": ("befor
 def first_style() -> Example:
     nodes = DEMO_MODEL | {
         "data": dataset(),
-        "train": train("2. Train", steps=300, learning_rate=2e-3, rank=8, batch=4, seed=30),
+        "train": train("2. Train", preserve=0.0, steps=300, learning_rate=3e-3, rank=8, batch=4, seed=30),
         **canvas(batch=4),
-        **used(CAT, 3.5, "my_first_style"),
+        **used(TREE, 3.5, "my_first_style"),
     }
     return Example(nodes, {"note": FIRST}, GROUPS, ("before", "style"), HELP)
 

@@ -4,7 +4,7 @@ from demo.workflow import TRIGGER, node
 from demo.world import caption, specs_over, trained_triples
 
 from . import Example, Group
-from .parts import CAT, DEMO_MODEL, canvas, curve, load, picture, sampling, words
+from .parts import DEMO_MODEL, TREE, canvas, curve, load, picture, sampling, words
 from .playing import grid
 
 SOFTEN = """**You see** a LoRA that was trained too long and too fast: on the left as it is, on the right with \
@@ -23,7 +23,7 @@ CAPTIONS = 40
 
 
 def soften() -> Example:
-    cooked = f"{TRIGGER}, {CAT}"
+    cooked = f"{TRIGGER}, {TREE}"
     nodes = DEMO_MODEL | {
         "load": load("stained_glass_overcooked", "A LoRA that is too strong"),
         "spectrum": node("TriLoRASpectrum", trilora=["load", 1]),

@@ -1,6 +1,5 @@
 """The front end, which alone turns ComfyUI's API form into what it shows: opened in Chromium, with a layout of ours."""
 
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +8,11 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
+from devkit.browser import FLAGS, find
 from devkit.server import Server
 
 from . import Example
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 READY = "window.app && window.app.graph && window.app.extensionManager && document.querySelector('canvas')"
 LAYOUT = (Path(__file__).parent / "layout.js").read_text(encoding="utf-8")
 SIZES = {  # least width and height; the page's own counts where it is larger
@@ -38,7 +37,7 @@ SIZES = {  # least width and height; the page's own counts where it is larger
 def opened(server: Server, width: int = 1900, height: int = 1050) -> Iterator[Page]:
     """ComfyUI's page, ready for work."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
         page = browser.new_page(viewport={"width": width, "height": height})
         page.goto(server.url)
         page.wait_for_function(READY, timeout=120_000)
@@ -47,15 +46,15 @@ def opened(server: Server, width: int = 1900, height: int = 1050) -> Iterator[Pa
         browser.close()
 
 
-def converted(page: Page, title: str, example: Example) -> dict[str, Any]:
+def converted(page: Page, name: str, example: Example) -> dict[str, Any]:
     """The workflow as the page saves it, laid out."""
     groups = [
-        {"title": group.title, "columns": [[placed(example, name) for name in column] for column in group.columns]}
+        {"title": group.title, "columns": [[placed(example, one) for one in column] for column in group.columns]}
         for group in example.groups
     ]
-    given = {"prompt": example.prompt(), "title": title, "groups": groups, "sizes": SIZES}
+    given = {"prompt": example.prompt(), "name": name, "groups": groups, "sizes": SIZES}
     workflow = page.evaluate(LAYOUT, given)
-    return {**workflow, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, title)), "revision": 0, "extra": {}}
+    return {**workflow, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name)), "revision": 0, "extra": {}}
 
 
 def placed(example: Example, name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from demo.workflow import SEED, TRIGGER, Node, node
 
-CAT, BOAT = "a blue cat on the left at night", "a red boat in the middle on the sea"
+TREE, BOAT = "a blue tree in the middle in a meadow", "a red boat on the right in the desert"
 DEMO_MODEL = {"base": node("TriLoRADemoModel")}
 NEGATIVE = "nothing"
 

@@ -1,10 +1,10 @@
 """Workflows that play an adapter's Σ."""
 
 from demo.train_loras import SECOND_TRIGGER
-from demo.workflow import PROMPTS, SEED, TRIGGER, Node, node
+from demo.workflow import SEED, TRIGGER, Node, node
 
 from . import Example, Group
-from .parts import BOAT, CAT, DEMO_MODEL, canvas, curve, load, picture, sampling, words
+from .parts import BOAT, DEMO_MODEL, TREE, canvas, curve, load, picture, sampling, words
 
 STRENGTH = """**You see** the same scene with the adapter as it was trained and with its singular values turned \
 by the curve: left is the strongest value, right the weakest, the middle of the height is a gain of 1.
@@ -35,7 +35,7 @@ def strength_and_curve() -> Example:
             "TriLoRAStrength", "Draw your curve", model=["load", 0], strength=1.0, keep="all",
             curve=curve((0, 0.3), (0.15, 0.3), (0.3, 0.9), (1, 0.9)),
         ),
-        "words": words(f"{TRIGGER}, {CAT}", "Prompt with the trigger word"),
+        "words": words(f"{TRIGGER}, {TREE}", "Prompt with the trigger word"),
         **canvas(),
         **picture("as trained", "As trained", ["load", 0], "words"),
         **picture("curve picture", "With your curve", ["curve", 0], "words"),
@@ -72,7 +72,7 @@ def schedule() -> Example:
     late = scheduled("second half", "Second half of the steps", curve((0, 0), (0.5, 0), (0.5, 1), (1, 1)))
     nodes = DEMO_MODEL | {
         "load": load("stained_glass"),
-        "words": words(f"{TRIGGER}, {CAT}", "Prompt with the trigger word"),
+        "words": words(f"{TRIGGER}, {TREE}", "Prompt with the trigger word"),
         **canvas(),
         **picture("all the time", "All the time", ["load", 0], "words"),
         **early,
@@ -99,7 +99,7 @@ def grid(title: str, prompts: tuple[str, ...], adapters: list[list[object]], **h
 
 
 def compare() -> Example:
-    prompts = tuple(f"{TRIGGER}, {prompt}" for prompt in PROMPTS[1:])
+    prompts = tuple(f"{TRIGGER}, {prompt}" for prompt in (TREE, BOAT))
     strengths = {"compare": "strengths", "compare.strengths": "0, 0.5, 1, 1.5"}
     bands = {"compare": "bands", "compare.count": 3, "compare.edges": "1, 3", "compare.strength": 1.0}
     nodes = DEMO_MODEL | {
@@ -130,7 +130,7 @@ def merge() -> Example:
         "save": node("TriLoRASave", trilora=["merge", 0], filename="my_merge", precision="float32"),
         "told": node("PreviewAny", "What was kept and lost", source=["merge", 1]),
         "grid": grid(
-            "Each alone, and the merge", (both, f"{TRIGGER}, {SECOND_TRIGGER}, {CAT}"),
+            "Each alone, and the merge", (both, f"{TRIGGER}, {SECOND_TRIGGER}, {TREE}"),
             [["glass", 1], ["print", 1], ["merge", 0]], compare="adapters", **{"compare.strength": 1.0},
         ),
     }  # fmt: skip
