@@ -56,7 +56,7 @@ HELP = {"train_report": ("report",), "dataset": ("data",), "demo_model": ("befor
 def first_style() -> Example:
     nodes = DEMO_MODEL | {
         "data": dataset(),
-        "train": train("2. Train", preserve=0.0, steps=300, learning_rate=3e-3, rank=8, batch=4, seed=30),
+        "train": train("2. Train", preserve=0.0, steps=200, learning_rate=3e-3, rank=8, batch=4, seed=30),
         **canvas(batch=4),
         **used(TREE, 3.5, "my_first_style"),
     }
