@@ -1,54 +1,41 @@
-"""A small network that names thing, colour, place and scene of a picture; also the drawn world's feature extractor."""
+"""Trains the network that names thing, colour, place and scene; it is also the drawn world's feature extractor."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.nn import functional as F
+
+from trilora.metrics.judge import Judge, load
 
 from .autoencoder import rate, to_tensor, trained_autoencoder
 from .draw import draw
 from .saving import replace_files
+from .styles_drawn import STYLES
 from .world import COLOURS, PLACES, SCENES, THINGS, SceneSpec, all_triples, specs_over
 
 HEADS = {"thing": THINGS, "colour": tuple(COLOURS), "place": tuple(PLACES), "scene": tuple(SCENES)}
+LOOKS = (None, *STYLES)  # None: the base's own
 HERE = Path(__file__).parent
 
 
-class Judge(nn.Module):
-    """(n, 3, 128, 128) in [-1, 1] -> logits by head; `features` are the 128 numbers before the heads."""
-
-    def __init__(self, widths: tuple[int, ...] = (24, 48, 64, 64)) -> None:
-        super().__init__()
-        blocks: list[nn.Module] = []
-        for before, after in zip((3, *widths[:-1]), widths, strict=True):
-            blocks += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-            blocks += [nn.Conv2d(after, after, 3, padding=1, groups=8), nn.SiLU()]
-        self.trunk = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(4), nn.Flatten())
-        self.neck = nn.Linear(widths[-1] * 16, 128)
-        self.heads = nn.ModuleDict({name: nn.Linear(128, len(words)) for name, words in HEADS.items()})
-
-    def features(self, x: Tensor) -> Tensor:
-        return F.silu(self.neck(self.trunk(x)))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        seen = self.features(x)
-        return {name: head(seen) for name, head in self.heads.items()}
-
-
 def labels(specs: list[SceneSpec]) -> dict[str, Tensor]:
-    """The right answer of every head."""
+    """The right answer of every head of the world."""
     return {name: torch.tensor([words.index(getattr(s, name)) for s in specs]) for name, words in HEADS.items()}
 
 
-def drawn(specs: list[SceneSpec]) -> Tensor:
-    """The pictures as one tensor."""
-    return to_tensor(np.stack([np.asarray(draw(s)) for s in specs]))
+def drawn(specs: list[SceneSpec], looks: Sequence[str | None] = (None,)) -> Tensor:
+    """The pictures as one tensor, the looks in turn."""
+    return to_tensor(
+        np.stack([np.asarray(draw(s, look)) for s, look in zip(specs, itertools.cycle(looks), strict=False)])
+    )
 
 
 @torch.no_grad()
@@ -57,21 +44,24 @@ def through(vae, pictures: Tensor) -> Tensor:
     return torch.cat([vae.decode(vae.encode(p).latents).sample.clamp(-1, 1) for p in pictures.split(8)])
 
 
-def train_judge(work: Path, count: int = 2000, epochs: int = 14, batch: int = 50) -> Judge:
-    """Trains on drawn pictures of all combinations; a quarter of them also as the autoencoder gives them back."""
+def train_judge(work: Path, count: int = 3000, epochs: int = 13, batch: int = 50) -> Judge:
+    """Trains on pictures of all combinations in all looks; an eighth of them also as the autoencoder gives them back.
+
+    It is asked for the look too, so that its features tell looks apart as well as what is shown.
+    """
     torch.manual_seed(3)
     specs = specs_over(all_triples(), count, seed=5)
-    x, y = drawn(specs), labels(specs)
-    quarter = count // 4
-    x = torch.cat([x, through(trained_autoencoder(work), x[:quarter])])
-    y = {k: torch.cat([v, v[:quarter]]) for k, v in y.items()}
-    judge, steps = Judge(), epochs * len(x) // batch
+    x, y = drawn(specs, LOOKS), labels(specs) | {"look": torch.arange(count) % len(LOOKS)}
+    some = count // 8
+    x = torch.cat([x, through(trained_autoencoder(work), x[:some])])
+    y = {k: torch.cat([v, v[:some]]) for k, v in y.items()}
+    judge, steps = Judge(HEADS | {"look": [f"look_{look or 'plain'}" for look in LOOKS]}), epochs * len(x) // batch
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.02, fused=True)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate(step, steps, 3e-3)
         pick = torch.randint(len(x), (batch,))
         out = judge(_disturbed(x[pick]))
-        loss = sum(F.cross_entropy(out[k], y[k][pick], label_smoothing=0.02) for k in HEADS)
+        loss = sum(F.cross_entropy(out[k], y[k][pick], label_smoothing=0.02) for k in y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -100,13 +90,11 @@ def save_judge(judge: Judge, folder: Path, numbers: dict) -> None:
     fresh = folder.with_name(folder.name + ".partial")
     fresh.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in judge.state_dict().items()}, fresh / "model.safetensors")
-    text = json.dumps({"heads": HEADS, "accuracy": numbers}, indent=2)
+    text = json.dumps({"heads": judge.words, "accuracy": numbers}, indent=2)
     (fresh / "config.json").write_text(text + "\n", encoding="utf-8")
     replace_files(fresh, folder)
 
 
 def load_judge(folder: Path = HERE / "judge") -> Judge:
     """The shipped judge, in float32."""
-    judge = Judge()
-    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-    return judge.eval().requires_grad_(False)
+    return load(folder)

@@ -19,6 +19,7 @@ from .autoencoder import to_tensor, trained_autoencoder
 from .card import write_card
 from .judge import drawn, load_judge, right, save_judge, through, train_judge
 from .scenery import SIZE
+from .styles_drawn import STYLES
 from .world import SceneSpec, all_triples, caption, held_out_triples, specs_over
 
 HERE = Path(__file__).parent
@@ -30,10 +31,13 @@ def make_judge(work: Path) -> None:
     judge = train_judge(work)
     specs = specs_over(all_triples(), 1000, seed=91)
     pictures = drawn(specs)
-    numbers = rates(right(judge, pictures, specs))
-    again = rates(right(judge, through(trained_autoencoder(work), pictures[:200]), specs[:200]))
-    print(f"judge on fresh pictures {numbers}, after the autoencoder {again}", flush=True)
-    save_judge(judge, HERE / "judge", {"fresh pictures": numbers, "after the autoencoder": again})
+    numbers = {"fresh pictures": rates(right(judge, pictures, specs))}
+    again = through(trained_autoencoder(work), pictures[:200])
+    numbers["after the autoencoder"] = rates(right(judge, again, specs[:200]))
+    for style in STYLES:
+        numbers[style] = rates(right(judge, drawn(specs[:400], [style]), specs[:400]))
+    print(json.dumps(numbers, indent=2), flush=True)
+    save_judge(judge, HERE / "judge", numbers)
 
 
 def rates(found: dict[str, Tensor]) -> dict[str, float]:
