@@ -5,9 +5,10 @@ from comfy_api.latest import ComfyExtension, io
 
 class TriLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
-        from .progress import add_routes
+        from . import progress, routes_lora
 
-        add_routes()
+        progress.add_routes()
+        routes_lora.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .combine import ExtractTriLoRA, MergeTriLoRA, ResizeTriLoRA

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -163,12 +165,18 @@ def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     return to_bytes(tensors, metadata)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The file as `safetensors.safe_open` gives it; nothing is read but its header.
+
+    Raises:
+        FileError: not there, or not a whole safetensors file.
+    """
     if path.suffix != ".safetensors":
         raise FileError(f"{path.name} is not a .safetensors file; other formats can run code when opened. Convert it.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+            yield file
     except FileNotFoundError:
         raise FileError(f"{path} does not exist. Choose another file, or refresh the list of files.") from None
     except (safetensors.SafetensorError, OSError) as error:
@@ -176,6 +184,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path.name} is not a whole safetensors file ({error}): it was cut short while it was copied, or is "
             "something else under that name. Download or copy it again."
         ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
 
 
 def _pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, str]]:
