@@ -48,7 +48,7 @@ class Example:
 
 def examples() -> dict[str, Example]:
     """Name of the file -> workflow. No blanks: the page opens `?template=NAME&source=TriLoRA` only without them."""
-    from . import learning, mending, playing
+    from . import learning, measuring, mending, playing
 
     return {
         "train_your_first_style": learning.first_style(),
@@ -59,4 +59,5 @@ def examples() -> dict[str, Example]:
         "schedule": playing.schedule(),
         "compare_grid_and_lens": playing.compare(),
         "merge": playing.merge(),
+        "evaluate": measuring.evaluate(),
     }
