@@ -19,7 +19,7 @@ TRILORA = {"method": "trilora", "method.core": "diagonal", "method.initialisatio
 LORA = {"method": "lora", "method.initialisation": "balanced"}
 LORAS: dict[str, dict[str, Any]] = {
     "stained_glass": {"steps": 300, "learning_rate": 3e-3, "preserve": 0.0, **TRILORA},
-    "paper_print": {"steps": 240, "learning_rate": 2e-3, "preserve": 0.0, **TRILORA},
+    "paper_print": {"steps": 300, "learning_rate": 2e-3, "preserve": 0.3, **TRILORA},
     # An ordinary LoRA, on purpose too long and too fast: something to mend.
     "stained_glass_overcooked": {"steps": 400, "learning_rate": 6e-3, "preserve": 0.0, **LORA},
 }

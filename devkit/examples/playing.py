@@ -24,7 +24,7 @@ band that hardly shows is seen at a `strength` of 3."""
 MERGE = """**You see** two styles and their merge, a single adapter that answers to both trigger words; it is \
 saved to `models/loras`.
 
-**Try:** weights such as *1, 0.5*, or `keep` *rank* for a smaller file: the report says what that loses. A merge \
+**Try:** weights such as *1, 0.3*, or `keep` *rank* for a smaller file: the report says what that loses. A merge \
 with weights is the same as loading the adapters in a row at these strengths."""
 
 
@@ -125,7 +125,7 @@ def merge() -> Example:
         "print": load("paper_print", f"Paper print, trigger word {SECOND_TRIGGER}"),
         "merge": node(
             "TriLoRAMerge", **{"adapters.trilora0": ["glass", 1], "adapters.trilora1": ["print", 1]},
-            weights="1, 1", keep="all",
+            weights="0.8, 0.6", keep="all",
         ),
         "save": node("TriLoRASave", trilora=["merge", 0], filename="my_merge", precision="float32"),
         "told": node("PreviewAny", "What was kept and lost", source=["merge", 1]),
