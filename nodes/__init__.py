@@ -5,9 +5,9 @@ from comfy_api.latest import ComfyExtension, io
 
 class TriLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
-        from . import progress, routes_lora
+        from . import routes, routes_lora
 
-        progress.add_routes()
+        routes.add_routes()
         routes_lora.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -83,6 +83,10 @@ class Film:
         """The pictures as an IMAGE batch (n, height, width, 3); a white pixel where there are none."""
         return torch.stack(list(self.frames().values()) or [torch.ones(1, 1, 3)])
 
+    def steps(self) -> list[int]:
+        """The steps of which there is a picture."""
+        return [step for step, _ in self._files()]
+
     def _files(self) -> list[tuple[int, Path]]:
         return [(int(path.stem[-7:]), path) for path in sorted(self.folder.glob("preview-*.png"))]
 

@@ -77,7 +77,7 @@ class TriLoRARepair(io.ComfyNode):
                 io.Image.Output("report", tooltip="Loss curves and spectrum of the repaired adapter."),
                 io.String.Output("summary", tooltip="Style and forgetting before and after, on captions held out."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -96,7 +96,8 @@ class TriLoRARepair(io.ComfyNode):
             seed=seed,
         )
         repair = Repair(model, clip, vae, trilora, trigger.strip(), captions, resolution, settings, dataset, watch)
-        repaired = run_repair(repair, Progress(cls.hidden.unique_id, steps))
+        with Progress(cls.hidden.unique_id, steps, cls.hidden.extra_pnginfo) as progress:
+            repaired = run_repair(repair, progress)
         charts = to_tensor(report.picture(repaired.outcome.run, repaired.adapter.layers))
         summary = "\n".join(repaired.said)
         return io.NodeOutput(repaired.adapter, to_tensor(repaired.pictures), charts, summary, ui={"text": (summary,)})

@@ -16,7 +16,7 @@ from torch import nn
 from ..trilora import files, report
 from ..trilora.attach import attached, standing_in
 from ..trilora.dataset import Dataset
-from ..trilora.errors import TrainingError
+from ..trilora.errors import FileError, TrainingError
 from ..trilora.factors import Factors
 from ..trilora.files import Adapter
 from ..trilora.metadata import base_named, describe
@@ -34,7 +34,7 @@ from .lending import lent, weight_of
 from .memory import TRAINED, estimate
 from .patching import file_of, portable_names
 from .previews import Film, Preview
-from .progress import RUNNING, Progress
+from .progress import Progress
 from .starting import start_factors
 
 UNFINISHED = "unfinished"  # folder under models/loras for what a cancelled or failed run had learned
@@ -84,8 +84,8 @@ class Outcome:
         losses = self.run.history.loss[: self.run.step]
         return Adapter(layers, describe(self.task.settings, self.task.dataset, base, file_of(self.task.model), losses))
 
-    def keep(self) -> None:
-        """State and adapter on disk, for a run that ends before its end."""
+    def keep(self, progress: Progress) -> None:
+        """State and adapter on disk before the run is at its end."""
         if not self.run.training.number:
             return
         self.run.save()
@@ -93,7 +93,8 @@ class Outcome:
         name = f"{title}-seed-{self.task.settings.seed}-step-{self.run.step}".replace("/", "_")
         path = files.inside(Path(folder_paths.get_folder_paths("loras")[0]) / UNFINISHED, name)
         files.save(self.adapter(), path)
-        logging.warning("Training ended at step %d; what was learned is in %s", self.run.training.number, path)
+        logging.warning("What was learned up to step %d is in %s", self.run.training.number, path)
+        progress.live.set(saved={"step": self.run.step, "file": f"{UNFINISHED}/{path.name}"})
 
 
 def run_training(task: Task, progress: Progress) -> Outcome:
@@ -118,7 +119,7 @@ def run_training(task: Task, progress: Progress) -> Outcome:
             training = Training(denoiser, layers, switch, data["train"], task.settings, prior, taught_by)
             run = _run(task, training, encoded, data)
             outcome = Outcome(task, run, _film(task, encoded["train"], run), modules, memory, carried)
-            with _listed(progress.node_id, run):
+            with progress.learning(run, outcome.film):
                 _go(outcome, patcher, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
 
@@ -154,18 +155,31 @@ def _go(outcome: Outcome, patcher: ModelPatcher, progress: Progress, looked_at: 
     try:
         outcome.film.begin(run.training.number)
         outcome.said += _before(outcome)
+        progress.live.set(said=list(outcome.said))
         progress.say("\n".join(outcome.said), at_once=True)
         if not run.training.number:
             _preview(outcome, patcher, progress, 0)
         for step in run:
             progress.step(step)
+            if progress.live.save_asked:
+                _save(outcome, progress)
             _preview(outcome, patcher, progress, step.number)
         plain = [example for example in looked_at[:COMPARED] if example.plain is not None]
         outcome.said += report.outcome(run, _moved(run, plain) if plain and settings.preserve else None)
+        progress.live.set(said=list(outcome.said))
         outcome.said.append(table(outcome.modules, settings.rank))
     except BaseException:
-        outcome.keep()
+        outcome.keep(progress)
         raise
+
+
+def _save(outcome: Outcome, progress: Progress) -> None:
+    """What a page has asked for; a full disk costs the file, not the run."""
+    progress.live.save_asked = False
+    try:
+        outcome.keep(progress)
+    except FileError as error:
+        progress.live.set(saved={"step": outcome.run.step, "problem": str(error)})
 
 
 def _moved(run: Run, examples: Sequence) -> tuple[float, float]:
@@ -202,7 +216,7 @@ def _preview(outcome: Outcome, patcher: ModelPatcher, progress: Progress, number
     if outcome.film.due(number, total):
         with outcome.run.training.averaged():
             taken = outcome.film.take(patcher, number, lambda step: progress.say(f"preview at step {number}: {step}"))
-        progress.show(taken, number, total)
+        progress.show(taken, outcome.film, number, total)
 
 
 def _run(task: Task, training: Training, encoded: Mapping[str, Encoded], data: Mapping[str, list[Variants]]) -> Run:
@@ -242,15 +256,6 @@ def _named(start: Adapter | None) -> str:
         return ""
     sums = {name: [float(tensor.double().abs().sum()) for tensor in factors] for name, factors in start.layers.items()}
     return identity(sums)
-
-
-@contextmanager
-def _listed(node_id: str, run: Run) -> Iterator[None]:
-    RUNNING[node_id] = run
-    try:
-        yield
-    finally:
-        del RUNNING[node_id]
 
 
 @contextmanager

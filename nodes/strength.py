@@ -80,9 +80,8 @@ class TriLoRAStrength(io.ComfyNode):
         sigmas = [sigma for patched in adapters for sigma in spectra(patched.layers).values()]
         spectrum = shares.along_places(pair for patched in adapters for pair in acting(patched, keep)) | {"keep": keep}
         PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
-        return io.NodeOutput(
-            shaped(model, plan), ui={"histogram": histogram(sigmas), "text": (told,), "spectrum": (spectrum,)}
-        )
+        seen = {"histogram": histogram(sigmas), "text": (told,), "spectrum": (spectrum,)}
+        return io.NodeOutput(shaped(model, plan), ui=seen)
 
 
 def keep_options() -> list:

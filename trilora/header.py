@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ ROWS = (  # what the panel calls it, and where it may stand: the first that is t
     ("steps", ("trilora.steps", "ss_steps", "ss_max_train_steps")),
     ("epochs", ("ss_num_epochs", "ss_epoch")),
     ("batch", ("trilora.settings.batch", "ss_total_batch_size", "ss_batch_size_per_device")),
-    ("learning rate", ("ss_unet_lr", "ss_learning_rate")),
+    ("learning rate", ("trilora.settings.learning_rate", "ss_unet_lr", "ss_learning_rate")),
     ("optimizer", ("trilora.settings.optimizer", "ss_optimizer")),
     ("schedule", ("trilora.settings.schedule", "ss_lr_scheduler")),
     ("preserve", ("trilora.settings.preserve",)),
@@ -56,6 +56,12 @@ ROWS = (  # what the panel calls it, and where it may stand: the first that is t
     ("license", ("modelspec.license",)),
     ("comment", ("modelspec.description", "ss_training_comment")),
 )
+SHORTER: Mapping[str, Callable[[str], str]] = {  # rows that other tools write at length
+    "method": lambda text: {"networks.lora": "LoRA"}.get(text, text),
+    "optimizer": lambda text: re.sub(r"^[\w.]*\.(?=\w)", "", text),  # torch.optim.adamw.AdamW(...)
+    "resolution": lambda text: text.strip("()").replace(", ", "x"),
+    "made": lambda text: text.replace("T", " ").removesuffix("Z"),
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def read(path: Path) -> Header:
         guessed=guessed,
         triggers=_triggers(said),
         tags=_tags(said),
-        settings={name: value for name, keys in ROWS if (value := _first(said, keys))},
+        settings={name: SHORTER.get(name, str)(value) for name, keys in ROWS if (value := _first(said, keys))},
     )
 
 
@@ -168,7 +174,8 @@ def _tags(said: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
     counts: Counter[str] = Counter()
     for tags in folders.values() if isinstance(folders, dict) else ():
         for tag, count in tags.items() if isinstance(tags, dict) else ():
-            counts[tag.strip()[:LETTERS]] += count if isinstance(count, int) else 0
+            if isinstance(count, int):
+                counts[tag.strip()[:LETTERS]] += count
     return tuple((tag, count) for tag, count in counts.most_common(TAGS) if tag)
 
 

@@ -144,6 +144,12 @@ class Training:
         """Where the layers are."""
         return next(iter(self.parameters.values())).device
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step; what the optimizer makes of it, where it finds its own."""
+        group = self.optimizer.param_groups[0]
+        return float(group["lr"]) * float(group.get("d", 1.0))
+
     def __iter__(self) -> Iterator[Step]:
         while self.number < self.settings.steps:
             yield self.step()
