@@ -41,10 +41,9 @@ class Progress:
         self.live.set(stage=stage, text="" if error is None or interrupted else str(error))
 
     @contextmanager
-    def learning(self, run: Run, film: Film) -> Iterator[None]:
+    def learning(self, run: Run) -> Iterator[None]:
         """The run can be watched, stopped and saved within the block."""
         self.live.set(run=run, history=run.history, best=run.best.step)
-        self.live.keep_pictures(run.folder, film.steps())
         try:
             yield
         finally:

@@ -94,7 +94,8 @@ class Outcome:
         path = files.inside(Path(folder_paths.get_folder_paths("loras")[0]) / UNFINISHED, name)
         files.save(self.adapter(), path)
         logging.warning("What was learned up to step %d is in %s", self.run.training.number, path)
-        progress.live.set(saved={"step": self.run.step, "file": f"{UNFINISHED}/{path.name}"})
+        at = self.run.training.number
+        progress.live.set(saved={"at": at, "step": self.run.step, "file": f"{UNFINISHED}/{path.name}"})
 
 
 def run_training(task: Task, progress: Progress) -> Outcome:
@@ -119,7 +120,7 @@ def run_training(task: Task, progress: Progress) -> Outcome:
             training = Training(denoiser, layers, switch, data["train"], task.settings, prior, taught_by)
             run = _run(task, training, encoded, data)
             outcome = Outcome(task, run, _film(task, encoded["train"], run), modules, memory, carried)
-            with progress.learning(run, outcome.film):
+            with progress.learning(run):
                 _go(outcome, patcher, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
 
@@ -154,6 +155,7 @@ def _go(outcome: Outcome, patcher: ModelPatcher, progress: Progress, looked_at: 
     run, settings = outcome.run, outcome.task.settings
     try:
         outcome.film.begin(run.training.number)
+        progress.live.keep_pictures(run.folder, outcome.film.steps())
         outcome.said += _before(outcome)
         progress.live.set(said=list(outcome.said))
         progress.say("\n".join(outcome.said), at_once=True)
@@ -179,7 +181,7 @@ def _save(outcome: Outcome, progress: Progress) -> None:
     try:
         outcome.keep(progress)
     except FileError as error:
-        progress.live.set(saved={"step": outcome.run.step, "problem": str(error)})
+        progress.live.set(saved={"at": outcome.run.training.number, "problem": str(error)})
 
 
 def _moved(run: Run, examples: Sequence) -> tuple[float, float]:

@@ -12,6 +12,7 @@ const STYLE = `
 }
 .dark-theme .trilora { --tri-1: #ff7a45; --tri-2: #5ab0e6; --tri-3: #69c779; --tri-4: #b98be8; }
 .trilora * { box-sizing: border-box; }
+.trilora [hidden] { display: none !important; }
 .trilora-content { padding: 4px 6px 6px; display: flow-root; }
 .trilora svg { display: block; width: 100%; overflow: visible; }
 .trilora svg text { font: 10px system-ui, sans-serif; fill: var(--tri-soft); }
@@ -121,10 +122,10 @@ function filled(made, attributes, children) {
   return made;
 }
 
-/** A straight scale from a domain to pixels. */
+/** A straight scale from a domain to pixels; it keeps its domain as `low` and `high`. */
 export function scale([low, high], [from, to]) {
   const span = high - low || 1;
-  return (value) => from + ((value - low) / span) * (to - from);
+  return Object.assign((value) => from + ((value - low) / span) * (to - from), { low, high });
 }
 
 /** The `d` of a line through points [x, y]; a gap where y is no number. */
