@@ -44,18 +44,32 @@ def through(vae, pictures: Tensor) -> Tensor:
     return torch.cat([vae.decode(vae.encode(p).latents).sample.clamp(-1, 1) for p in pictures.split(8)])
 
 
-def train_judge(work: Path, count: int = 3000, epochs: int = 13, batch: int = 50) -> Judge:
-    """Trains on pictures of all combinations in all looks; an eighth of them also as the autoencoder gives them back.
+def train_judge(work: Path, count: int = 2000, epochs: int = 14) -> Judge:
+    """Trains on drawn pictures of all combinations; a quarter of them also as the autoencoder gives them back."""
+    specs = specs_over(all_triples(), count, seed=5)
+    return _trained(HEADS, *_with_round_trips(work, drawn(specs), labels(specs), count // 4), epochs)
+
+
+def train_eye(work: Path, count: int = 3000, epochs: int = 13) -> Judge:
+    """The same in every look, an eighth of them also from the autoencoder.
 
     It is asked for the look too, so that its features tell looks apart as well as what is shown.
     """
-    torch.manual_seed(3)
     specs = specs_over(all_triples(), count, seed=5)
-    x, y = drawn(specs, LOOKS), labels(specs) | {"look": torch.arange(count) % len(LOOKS)}
-    some = count // 8
-    x = torch.cat([x, through(trained_autoencoder(work), x[:some])])
-    y = {k: torch.cat([v, v[:some]]) for k, v in y.items()}
-    judge, steps = Judge(HEADS | {"look": [f"look_{look or 'plain'}" for look in LOOKS]}), epochs * len(x) // batch
+    answers = labels(specs) | {"look": torch.arange(count) % len(LOOKS)}
+    heads = HEADS | {"look": tuple(f"look_{look or 'plain'}" for look in LOOKS)}  # words that no prompt has
+    return _trained(heads, *_with_round_trips(work, drawn(specs, LOOKS), answers, count // 8), epochs)
+
+
+def _with_round_trips(work: Path, x: Tensor, y: dict[str, Tensor], some: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The first of the pictures once more, after the autoencoder."""
+    again = through(trained_autoencoder(work), x[:some])
+    return torch.cat([x, again]), {k: torch.cat([v, v[:some]]) for k, v in y.items()}
+
+
+def _trained(heads: dict[str, tuple[str, ...]], x: Tensor, y: dict[str, Tensor], epochs: int, batch: int = 50) -> Judge:
+    torch.manual_seed(3)
+    judge, steps = Judge(heads), epochs * len(x) // batch
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.02, fused=True)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate(step, steps, 3e-3)
@@ -96,5 +110,5 @@ def save_judge(judge: Judge, folder: Path, numbers: dict) -> None:
 
 
 def load_judge(folder: Path = HERE / "judge") -> Judge:
-    """The shipped judge, in float32."""
+    """The shipped judge of the base's own look, in float32; HERE / "eye" is that of all looks."""
     return load(folder)

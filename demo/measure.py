@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .autoencoder import to_tensor, trained_autoencoder
 from .card import write_card
-from .judge import drawn, load_judge, right, save_judge, through, train_judge
+from .judge import Judge, drawn, load_judge, right, save_judge, through, train_eye, train_judge
 from .scenery import SIZE
 from .styles_drawn import STYLES
 from .world import SceneSpec, all_triples, caption, held_out_triples, specs_over
@@ -28,16 +29,27 @@ STEPS, GUIDANCE = 25, 4.0
 
 def make_judge(work: Path) -> None:
     """Trains the judge, reports it on fresh pictures, and writes demo/judge."""
-    judge = train_judge(work)
+    save_judge(judge := train_judge(work), HERE / "judge", accuracy(judge, work))
+
+
+def make_eye(work: Path) -> None:
+    """Trains the judge of all looks, which the metrics use, reports it, and writes demo/eye."""
+    save_judge(eye := train_eye(work), HERE / "eye", accuracy(eye, work, STYLES))
+
+
+def accuracy(judge: Judge, work: Path, styles: Iterable[str] = ()) -> dict[str, dict[str, float]]:
+    """Share of right answers on pictures it was not trained on: drawn, after the autoencoder, in styles."""
     specs = specs_over(all_triples(), 1000, seed=91)
     pictures = drawn(specs)
-    numbers = {"fresh pictures": rates(right(judge, pictures, specs))}
     again = through(trained_autoencoder(work), pictures[:200])
-    numbers["after the autoencoder"] = rates(right(judge, again, specs[:200]))
-    for style in STYLES:
+    numbers = {
+        "fresh pictures": rates(right(judge, pictures, specs)),
+        "after the autoencoder": rates(right(judge, again, specs[:200])),
+    }
+    for style in styles:
         numbers[style] = rates(right(judge, drawn(specs[:400], [style]), specs[:400]))
     print(json.dumps(numbers, indent=2), flush=True)
-    save_judge(judge, HERE / "judge", numbers)
+    return numbers
 
 
 def rates(found: dict[str, Tensor]) -> dict[str, float]:

@@ -62,7 +62,9 @@ def made(tmp_path: Path, trilora: Callable[..., str]) -> Callable[..., Path]:
                 picture.paste("white", (8 + 12 * number, 40, 20 + 12 * number, 56))
                 picture.save(tmp_path / method / f"fox_{number}.png")
         folders = [tmp_path / method for method in list(COLOURS)[:count]]
-        trilora("make", *folders, "--out", tmp_path / "study.html", "--question", "Which <b> is closer?", "--seed", 5)
+        (tmp_path / "plainlora" / "fox_0.txt").write_text("a fox at dawn", encoding="utf-8")
+        more = ["--question", "Which <b> is closer?", "--seed", 5, "--show-prompts"]
+        trilora("make", *folders, "--out", tmp_path / "study.html", *more)
         return tmp_path / "study.html"
 
     return make
@@ -115,7 +117,16 @@ def test_nothing_on_the_page_or_in_its_source_tells_the_method(window: Page, mad
     window.goto(page.as_uri())
     assert window.locator("#choices img").count() == 3
     seen = window.content() + page.read_text(encoding="utf-8") + window.title()
-    assert not [word for word in (*COLOURS, "fox", str(page.parent)) if word in seen]
+    assert not [word for word in (*COLOURS, "fox_", str(page.parent)) if word in seen]
+
+
+def test_a_prompt_is_shown_with_its_pictures_alone(window: Page, made: Callable[..., Path]) -> None:
+    window.goto(made().as_uri())
+    shown = []
+    for _ in range(PAGES):
+        shown.append(window.locator("#prompt").inner_text() if window.locator("#prompt").is_visible() else "")
+        window.keyboard.press("1")
+    assert sorted(shown) == [""] * (PAGES - 1) + ["a fox at dawn"]
 
 
 def test_answers_outlast_a_reload_and_can_be_changed(window: Page, made: Callable[..., Path], tmp_path: Path) -> None:

@@ -10,7 +10,12 @@ from ..errors import DataError
 from ..metrics.blind import Key, draw_key, page, pair
 from ..metrics.preference import count, read_answers
 
-HELP = "ask people: `study make` writes a page of blind comparisons, `study count` counts the answers"
+HELP = """ask people which of two or three methods they prefer, and count their answers
+
+`make` writes one page of blind comparisons, and a key that says which side is which; `count` needs the key.
+
+  python -m trilora study make lora/ trilora/ --out study.html --question "Which is closer to the style?"
+  python -m trilora study count study.key.json answers/"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--longest", type=int, default=768, help="longest side of a picture in pixels; default: %(default)s"
     )
+    make.add_argument("--show-prompts", action="store_true", help="show each picture's name.txt above it")
     total = verbs.add_parser("count", help="count the answers", description="Count the answers.")
     total.add_argument("key", type=Path, help="the .key.json file beside the page")
     total.add_argument("answers", type=Path, nargs="+", help="the files that people saved, or folders of them")
@@ -46,7 +52,7 @@ def _make(options: argparse.Namespace) -> str:
     pictures = pair(_methods(options.folders))
     key = draw_key(list(pictures), list(next(iter(pictures.values()))), options.question, options.seed)
     beside = options.out.with_suffix(".key.json")
-    write(options.out, page(key, pictures, options.longest).encode("utf-8"))
+    write(options.out, page(key, pictures, options.longest, options.show_prompts).encode("utf-8"))
     write(beside, key.to_json().encode("utf-8"))
     return (
         f"{options.out}: {len(key.pages)} pages; send it to people, or open it in a browser.\n"

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from ..captions import beside
 from ..errors import DataError
 from ..pictures import FAULTS, flat, picture_files
 
@@ -89,9 +90,20 @@ def draw_key(names: Sequence[str], methods: Sequence[str], question: str, seed: 
     return Key(mark, question, tuple(methods), pages)
 
 
-def page(key: Key, pictures: Mapping[str, Mapping[str, Path]], longest: int) -> str:
-    """The whole page as HTML: every picture inside, drawn anew, so that no file tells where it is from."""
-    pages = [[_inside(pictures[name][method], longest) for method in sides] for name, sides in key.pages]
+def page(key: Key, pictures: Mapping[str, Mapping[str, Path]], longest: int, prompts: bool = False) -> str:
+    """The whole page as HTML: every picture inside, drawn anew, so that no file tells where it is from.
+
+    Args:
+        longest: longest side of a picture in pixels; larger ones are made smaller.
+        prompts: whether to show the text file beside a picture, of the first method that has one.
+    """
+    pages = [
+        {
+            "pictures": [_inside(pictures[name][method], longest) for method in sides],
+            "prompt": next(filter(None, map(beside, pictures[name].values())), "") if prompts else "",
+        }
+        for name, sides in key.pages
+    ]
     study: dict[str, Any] = {"study": key.study, "question": key.question, "pages": pages}
     safe = json.dumps(study).replace("<", "\\u003c")  # a question may not end the script
     return TEMPLATE.read_text(encoding="utf-8").replace(PLACE, safe)
