@@ -1,7 +1,7 @@
 """Makes example_workflows/: `COMFYUI_PATH=... python -m devkit.examples [--pictures] [NAME ...]`.
 
-Needs the environment of `python dev.py test`, and Chromium. With --pictures each workflow that needs nothing but the
-pack is run, some minutes a piece, and its thumbnail made of what comes out.
+Needs the environment of `python dev.py test`, and Chromium. With --pictures each workflow is run, some minutes a piece,
+and its thumbnail made of what comes out; the demo model stands in for a checkpoint.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from demo.workflow import Node, node
 from devkit import ROOT, comfyui
 from devkit.server import Server, comfy_server
 
@@ -41,9 +42,8 @@ def main() -> None:
             for name, example in chosen.items():
                 write(FOLDER / f"{name}.json", converted(page, name, example))
         for name, example in chosen.items() if args.pictures else ():
-            if example.runs_alone:
-                draw(server, name, example)
-                print(name, flush=True)
+            draw(server, name, example)
+            print(name, flush=True)
 
 
 def write(path: Path, workflow: dict[str, Any]) -> None:
@@ -52,7 +52,8 @@ def write(path: Path, workflow: dict[str, Any]) -> None:
 
 def draw(server: Server, name: str, example: Example) -> None:
     """Run the workflow; its pictures become the thumbnail and those of the help pages."""
-    entry = server.run(example.prompt())
+    prompt = example.prompt() if example.runs_alone else on_demo_model(example)
+    entry = server.run(prompt)
 
     def of(names: tuple[str, ...]) -> list[Image.Image]:
         files = [server.images(entry, example.numbers[name])[0] for name in names]
@@ -61,6 +62,24 @@ def draw(server: Server, name: str, example: Example) -> None:
     thumbnail(of(example.thumbnail)).save(FOLDER / f"{name}.jpg", quality=88, optimize=True)
     for name, nodes in example.help.items():
         row(of(nodes)).save(HELP / f"{name}.jpg", quality=85, optimize=True)
+
+
+def on_demo_model(example: Example) -> dict[str, Node]:
+    """The workflow with the demo model for its checkpoint, and few steps: the thumbnail shows pictures that go in."""
+    suited = {
+        "TriLoRADataset": {"resolution": 128, "bucket_step": 0},
+        "TriLoRATrain": {"steps": 3},
+        "EmptyLatentImage": {"width": 128, "height": 128},
+        "KSampler": {"cfg": 3.5},
+    }
+    prompt = {
+        id: {**each, "inputs": each["inputs"] | suited.get(each["class_type"], {})}
+        for id, each in example.prompt().items()
+    }
+    return {
+        id: node("TriLoRADemoModel") if each["class_type"] == "CheckpointLoaderSimple" else each
+        for id, each in prompt.items()
+    }
 
 
 def thumbnail(pictures: list[Image.Image]) -> Image.Image:

@@ -71,4 +71,4 @@ def checkpoint() -> Example:
         **canvas(512, 1),
         **used("a fox in the snow", 7.0, "my_style"),
     }
-    return Example(nodes, {"note": CHECKPOINT}, GROUPS, ("report",), runs_alone=False)
+    return Example(nodes, {"note": CHECKPOINT}, GROUPS, ("data",), runs_alone=False)
