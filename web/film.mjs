@@ -6,7 +6,7 @@ export const CSS = `
 .trilora .trilora-film button { flex: none; padding: 0; border: 0; background: none; display: grid; gap: 2px; justify-items: center; }
 .trilora-film img { height: 72px; min-width: 48px; border-radius: 4px; display: block; background: var(--tri-paper); }
 .trilora-film span { font-size: 10px; color: var(--tri-soft); font-variant-numeric: tabular-nums; }
-.trilora-large { border: 0; padding: 0; background: none; max-width: none; max-height: none; color: #fff; text-align: center; outline: none; }
+.trilora-large { border: 0; padding: 0; background: none; max-width: none; max-height: none; color: #fff; text-align: center; outline: none; box-shadow: none; }
 .trilora-large::backdrop { background: rgb(0 0 0 / 0.8); }
 .trilora-large img { display: block; height: min(80vh, 80vw, 1024px); max-width: 90vw; object-fit: contain; border-radius: 6px; }
 .trilora-large p { margin: 10px 0; font: 15px system-ui, sans-serif; }

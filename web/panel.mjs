@@ -71,13 +71,14 @@ function whileInGraph(node, start) {
   });
 }
 
-/** The node grows with its panel, and never shrinks below what the user has drawn it to. */
+/** The node grows and shrinks with its panel; the new renderer sees to that itself. */
 function followHeight(node, content) {
   let height = content.offsetHeight;
   const observer = new ResizeObserver(() => {
     const grown = content.offsetHeight - height;
     if (!grown) return;
     height = content.offsetHeight;
+    if (window.LiteGraph.vueNodesMode) return;
     const least = node.computeSize();
     if (node.size[1] < least[1] || grown < 0) node.setSize([node.size[0], least[1]]);
     node.setDirtyCanvas?.(true, true);
