@@ -36,8 +36,8 @@ export function heights({ points, interpolation }) {
   const slopes = interpolation === "linear" ? null : tangents(steep);
   return (place) => {
     if (last < 0) return 0;
-    if (place <= sorted[0][0]) return sorted[0][1];
     if (place >= sorted[last][0]) return sorted[last][1];
+    if (slopes ? place <= sorted[0][0] : place < sorted[0][0]) return sorted[0][1];
     const i = sorted.findLastIndex(([x]) => x <= place);
     const [[x, y], [next, goal]] = [sorted[i], sorted[i + 1]];
     const [t, width] = [(place - x) / (next - x), next - x];

@@ -82,7 +82,7 @@ class StrengthPanel {
     own("pointerdown", (event) => this.grab(event));
     own("pointermove", (event) => this.hover(this.at(event)));
     own("pointerleave", () => this.hover(null));
-    own("dblclick", (event) => this.addAt(this.at(event)));
+    own("dblclick", (event) => this.dotOf(event.target) < 0 && this.addAt(this.at(event)));
     own("keydown", (event) => this.key(event));
     own("contextmenu", (event) => {
       event.preventDefault();

@@ -39,7 +39,7 @@ GRAPH = {
     "7": node("VAEDecode", samples=["6", 0], vae=["1", 2]),
     "8": node("PreviewImage", images=["7", 0]),
 }  # fmt: skip
-LOOKS = [("classic", "dark"), ("classic", "light"), ("new", "dark"), ("new", "light")]
+LOOKS = [("classic", "dark"), ("new", "light")]
 
 
 @pytest.fixture(scope="module")
@@ -226,15 +226,10 @@ def test_points_are_moved_added_and_removed_by_mouse_and_keys(panel: Panel) -> N
     assert len(panel.curve["points"]) == 2  # two stay, and the node with them
     keys.press("Control+z")
     panel.page.until(lambda: len(panel.curve["points"]) == 3, "one step back")
-    assert panel.page.run("(id) => !!app.graph.getNodeById(id)", STRENGTH)
-
-
-def test_a_drag_stops_exactly_at_gain_one(panel: Panel) -> None:
     panel.press("soften")
-    height = panel.region.get_by_role("group").bounding_box()["height"]
-    with panel.dragged(0, 0, -0.16 * height):
+    with panel.dragged(0, 0, -0.16 * box["height"]):
         pass
-    assert panel.curve["points"][0] == [0, 0.5]
+    assert panel.curve["points"][0] == [0, 0.5]  # near gain 1 it is exactly that
 
 
 @pytest.mark.parametrize(("renderer", "theme"), LOOKS)
