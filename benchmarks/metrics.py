@@ -23,7 +23,7 @@ from trilora.metrics import extractors  # noqa: E402
 from trilora.metrics.frechet import Moments, frechet  # noqa: E402
 from trilora.metrics.similarity import clip_scores  # noqa: E402
 
-COUNT, SETS = 100, (25, 50, 100, 200)
+COUNT, SETS = 200, (25, 50, 100, 200)
 LOOKS = (None, "stained_glass", "paper_print")
 
 
@@ -40,7 +40,7 @@ def one_word_wrong(specs: Sequence[SceneSpec], head: str) -> list[str]:
 
 def prompts(eye: extractors.Network) -> Iterator[str]:
     """How often the right prompt scores higher than a wrong one, by look."""
-    specs = specs_over(all_triples(), COUNT, seed=611)
+    specs = specs_over(all_triples(), COUNT, seed=77)
     right = [caption(spec) for spec in specs]
     yield (
         "| look | score, right prompt | another picture's | right is higher | "
@@ -78,5 +78,5 @@ def fid(a: Tensor, b: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    network = extractors.demo(ROOT / "demo" / "eye")
+    network = extractors.demo(ROOT / "demo" / "judge")
     print(*prompts(network), "", *floor(network), sep="\n")

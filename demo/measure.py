@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,8 @@ from torch import Tensor
 
 from .autoencoder import to_tensor, trained_autoencoder
 from .card import write_card
-from .judge import Judge, drawn, load_judge, right, save_judge, through, train_eye, train_judge
+from .judge import drawn, load_judge, right, save_judge, through, train_judge
 from .scenery import SIZE
-from .styles_drawn import STYLES
 from .world import SceneSpec, all_triples, caption, held_out_triples, specs_over
 
 HERE = Path(__file__).parent
@@ -29,27 +27,13 @@ STEPS, GUIDANCE = 25, 4.0
 
 def make_judge(work: Path) -> None:
     """Trains the judge, reports it on fresh pictures, and writes demo/judge."""
-    save_judge(judge := train_judge(work), HERE / "judge", accuracy(judge, work))
-
-
-def make_eye(work: Path) -> None:
-    """Trains the judge of all looks, which the metrics use, reports it, and writes demo/eye."""
-    save_judge(eye := train_eye(work), HERE / "eye", accuracy(eye, work, STYLES))
-
-
-def accuracy(judge: Judge, work: Path, styles: Iterable[str] = ()) -> dict[str, dict[str, float]]:
-    """Share of right answers on pictures it was not trained on: drawn, after the autoencoder, in styles."""
+    judge = train_judge(work)
     specs = specs_over(all_triples(), 1000, seed=91)
     pictures = drawn(specs)
-    again = through(trained_autoencoder(work), pictures[:200])
-    numbers = {
-        "fresh pictures": rates(right(judge, pictures, specs)),
-        "after the autoencoder": rates(right(judge, again, specs[:200])),
-    }
-    for style in styles:
-        numbers[style] = rates(right(judge, drawn(specs[:400], [style]), specs[:400]))
-    print(json.dumps(numbers, indent=2), flush=True)
-    return numbers
+    numbers = rates(right(judge, pictures, specs))
+    again = rates(right(judge, through(trained_autoencoder(work), pictures[:200]), specs[:200]))
+    print(f"judge on fresh pictures {numbers}, after the autoencoder {again}", flush=True)
+    save_judge(judge, HERE / "judge", {"fresh pictures": numbers, "after the autoencoder": again})
 
 
 def rates(found: dict[str, Tensor]) -> dict[str, float]:

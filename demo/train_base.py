@@ -1,6 +1,6 @@
 """Trains the small base model from nothing but drawn pictures: `python -m demo.train_base`.
 
-Stages: autoencoder, denoiser, decoder, judge, eye. Each goes on where it was stopped (state in demo/.work).
+Stages: autoencoder, denoiser, decoder, judge. Each goes on where it was stopped (state in demo/.work).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .peers import Peers  # noqa: E402
 
 HERE = Path(__file__).parent
 WORK, BASE = HERE / ".work", HERE / "base"
-STAGES = ("autoencoder", "denoiser", "decoder", "judge", "eye", "measure")
+STAGES = ("autoencoder", "denoiser", "decoder", "judge", "measure")
 
 
 def run(stage: str, args: argparse.Namespace) -> None:
@@ -40,8 +40,6 @@ def run(stage: str, args: argparse.Namespace) -> None:
         export.export(WORK, BASE)
     elif stage == "judge":
         measure.make_judge(WORK)
-    elif stage == "eye":
-        measure.make_eye(WORK)
     elif stage == "measure":
         measure.measure(WORK, BASE)
 

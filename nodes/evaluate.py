@@ -17,7 +17,7 @@ from ..trilora.metrics import extractors
 from ..trilora.metrics.evaluation import evaluate
 from .sockets import CATEGORY
 
-EYE = Path(__file__).parent.parent / "demo" / "eye"
+JUDGE = Path(__file__).parent.parent / "demo" / "judge"
 FOLDERS = ("clip_vision", "text_encoders")  # where whole CLIP folders may lie
 NONE = "none found"
 GIGABYTES = 2  # for the largest of these networks and a batch of pictures
@@ -49,7 +49,7 @@ def extractor_of(chosen: Mapping[str, Any]) -> extractors.Network:
         return seen_by(chosen["clip_vision"])
     comfy.model_management.free_memory(GIGABYTES * 1024**3, device)
     if chosen["extractor"] == "demo":
-        return extractors.demo(EYE, device)
+        return extractors.demo(JUDGE, device)
     if chosen["extractor"] == "clip":
         folder = clip_folders().get(chosen["folder"])
         if folder is None:

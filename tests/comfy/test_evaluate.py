@@ -69,7 +69,7 @@ def test_the_numbers_are_the_cores_own(
     measure: Callable[..., Measured], plain: torch.Tensor, styled: torch.Tensor, real: torch.Tensor
 ) -> None:
     found = measure(generated=[styled], base=[plain])
-    eye = extractors.demo(ROOT / "demo" / "eye")
+    eye = extractors.demo(ROOT / "demo" / "judge")
     sets = []
     for each in (styled, plain, real):
         sets.append(Moments())

@@ -17,7 +17,7 @@ from trilora.metrics import extractors
 from trilora.metrics.evaluation import evaluate
 from trilora.pictures import read_folder
 
-EYE = ROOT / "demo" / "eye"
+EYE = ROOT / "demo" / "judge"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ Folders of pictures, the prompt of each in a text file of its name. docs/metrics
 
   python -m trilora evaluate made/ real/ --base base/ --clip models/clip-vit-large-patch14
   python -m trilora evaluate made/ real/ --inception inception_v3_google-0cc3c7bd.pth --json"""
-EYE = Path(__file__).parents[2] / "demo" / "eye"
+JUDGE = Path(__file__).parents[2] / "demo" / "judge"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--clip", type=Path, metavar="FOLDER", help="a whole CLIP as transformers keeps it; it reads")
     network.add_argument("--inception", type=Path, metavar="FILE", help="torchvision's Inception v3 weights; FID alone")
     network.add_argument(
-        "--demo", type=Path, metavar="FOLDER", nargs="?", const=EYE,
+        "--demo", type=Path, metavar="FOLDER", nargs="?", const=JUDGE,
         help="the extractor of the demo world; it knows that world's words alone",
     )  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")

@@ -52,7 +52,7 @@ def load(folder: Path) -> Judge:
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise FileError(
             f"{folder} does not hold the demo's extractor, config.json and model.safetensors ({error}). It is "
-            "demo/eye of the pack: name that folder, or install the pack again, whole."
+            "demo/judge of the pack: name that folder, or install the pack again, whole."
         ) from error
     return judge.eval().requires_grad_(False)
 
@@ -67,8 +67,7 @@ class WordSide:
         self.directions: dict[str, Tensor] = {}
         for name, words in judge.words.items():
             rows = judge.get_parameter(f"heads.{name}.weight").detach()
-            named = zip(words, rows - rows.mean(0), strict=True)
-            self.directions |= {word: row for word, row in named if word.isalpha()}  # a look's name is no word
+            self.directions |= dict(zip(words, rows - rows.mean(0), strict=True))
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """(N, 128), one row a prompt.
