@@ -15,11 +15,11 @@ first value holds.
 it may not. *TriLoRA Strength* works on any LoRA, from any loader."""
 REPAIR = """**You see** a LoRA that paints its style into everything, trigger word or not, before the repair and \
 after it: without the word the base comes back, with it the style stays. No training picture is needed, only \
-prompts.
+prompts. It takes some minutes on a CPU.
 
 **Try:** 400 steps, which bring back more, or your own LoRA on your own model: 30 prompts of all kinds, the rate \
 it was trained with. The file that is saved is a standard LoRA."""
-CAPTIONS = 30
+CAPTIONS = 40
 
 
 def soften() -> Example:
@@ -54,8 +54,8 @@ def repair() -> Example:
         "load": load("stained_glass_overcooked", "A LoRA that has forgotten its base"),
         "repair": node(
             "TriLoRARepair", model=["base", 0], clip=["base", 1], vae=["base", 2], trilora=["load", 1],
-            trigger=TRIGGER, captions="\n".join(captions), resolution=128, steps=150, learning_rate=3e-3, preserve=0.3,
-            batch=1, seed=30,
+            trigger=TRIGGER, captions="\n".join(captions), resolution=128, steps=200, learning_rate=3e-3, preserve=0.3,
+            batch=2, seed=30,
         ),
         "save": node("TriLoRASave", trilora=["repair", 0], filename="my_repaired", precision="float32"),
         "pictures": node("SaveImage", "Base, before, after", images=["repair", 1], filename_prefix="TriLoRA/repair"),
