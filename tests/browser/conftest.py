@@ -27,7 +27,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def context(browser: Browser, comfy_server: Server) -> Iterator[BrowserContext]:
     """Tabs of one module share their cache, which is most of what a page takes to load."""
-    with browser.new_context(viewport={"width": 1600, "height": 1000}, device_scale_factor=2) as context:
+    with browser.new_context(viewport={"width": 1300, "height": 1000}) as context:
         yield context
 
 
