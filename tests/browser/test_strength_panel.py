@@ -225,7 +225,7 @@ def test_points_are_moved_added_and_removed_by_mouse_and_keys(panel: Panel) -> N
     panel.points.nth(1).click(button="right")
     assert len(panel.curve["points"]) == 2  # two stay, and the node with them
     keys.press("Control+z")
-    panel.page.until(lambda: len(panel.curve["points"]) == 3, "one step back")
+    panel.page.until(lambda: panel.points.count() == len(panel.curve["points"]) == 3, "one step back")
     panel.press("soften")
     with panel.dragged(0, 0, -0.16 * box["height"]):
         pass
