@@ -16,7 +16,7 @@ def names() -> list[str]:
 
 
 def listed() -> list[str]:
-    """Files of other kinds too."""
+    """All that lie there, of other kinds too."""
     return folder_paths.get_filename_list("loras") + [DEMO + path.stem for path in sorted(FOLDER.glob("*.safetensors"))]
 
 
