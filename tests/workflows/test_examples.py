@@ -27,9 +27,11 @@ SMALL: dict[str, dict[str, Any]] = {  # quick, and every node still does its par
     "KSampler": {"steps": 3},
     "EmptyLatentImage": {"width": 128, "height": 128, "batch_size": 1},
     "TriLoRADataset": {"resolution": 128},
+    "TriLoRADemoPictures": {"count": 3},
 }
 QUIET = {
-    "held_out_share": 0.1, "score_every": 100, "patience": 0, "keep_best": False, "previews": "off",
+    "held_out_share": 0.1, "score_every": 100, "patience": 0, "keep_best": False, "previews": "on",
+    "previews.every": 1000, "previews.prompt": "", "previews.seed": 0, "previews.steps": 2, "previews.cfg": 3.5,
     "checkpoint_every": 0, "checkpoints": 1, "resume": False,
 }  # fmt: skip
 
