@@ -16,7 +16,7 @@ from devkit import ROOT
 from devkit.examples import examples
 from devkit.server import PACK, Server
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 FOLDER = ROOT / "example_workflows"
 EXAMPLES = sorted(FOLDER.glob("*.json"))
@@ -44,7 +44,7 @@ def small(prompt: dict[str, Node]) -> dict[str, Node]:
         kind = each["class_type"]
         inputs = each["inputs"] | SMALL.get(kind, {}) | ({"watch": ["watch", 0]} if kind in watched else {})
         if kind == "TriLoRARepair":
-            inputs["captions"] = "\n".join(inputs["captions"].splitlines()[:10])
+            inputs["captions"] = "\n".join(inputs["captions"].splitlines()[:4])
         made[id] = each | {"inputs": inputs}
         if kind == "CheckpointLoaderSimple":
             made[id] = node("TriLoRADemoModel")
