@@ -26,6 +26,10 @@ SIZES = {  # least width and height; the page's own counts where it is larger
     "TriLoRARepair": (360, 1100),
     "TriLoRAStrength": (320, 480),
     "TriLoRASchedule": (320, 380),
+    "TriLoRADemoModel": (0, 126),  # the new renderer draws these higher than the classic one
+    "CheckpointLoaderSimple": (0, 158),
+    "TriLoRASave": (0, 142),
+    "TriLoRAApply": (0, 138),
     "TriLoRALoad": (320, 420),
     "TriLoRASpectrum": (420, 300),
     "TriLoRACompare": (560, 760),
