@@ -15,6 +15,7 @@ class TriLoRAExtension(ComfyExtension):
         from .compare import TriLoRACompare
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
+        from .demo_pictures import TriLoRADemoPictures
         from .evaluate import TriLoRAEvaluate
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
         from .repair import TriLoRARepair
@@ -42,6 +43,7 @@ class TriLoRAExtension(ComfyExtension):
             TriLoRACompare,
             TriLoRAEvaluate,
             TriLoRADemoModel,
+            TriLoRADemoPictures,
         ]
 
 

@@ -2,14 +2,13 @@
 
 import asyncio
 from dataclasses import asdict
-from pathlib import Path
 
-import folder_paths
 from aiohttp import web
 from server import PromptServer
 
 from ..trilora import header
 from ..trilora.errors import FileError
+from . import lora_files
 
 
 def add_routes() -> None:
@@ -21,10 +20,9 @@ def add_routes() -> None:
     @PromptServer.instance.routes.get("/trilora/lora")
     async def lora(request: web.Request) -> web.Response:
         name = request.query.get("name", "")
-        path = name in folder_paths.get_filename_list("loras") and folder_paths.get_full_path("loras", name)
-        if not path:
+        if name not in lora_files.listed():
             return web.json_response({"error": f"{name!r} is no file of a loras folder."}, status=404)
         try:
-            return web.json_response(asdict(await asyncio.to_thread(header.read, Path(path))))
+            return web.json_response(asdict(await asyncio.to_thread(header.read, lora_files.path_of(name))))
         except FileError as error:
             return web.json_response({"problem": str(error)})

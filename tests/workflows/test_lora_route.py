@@ -38,6 +38,11 @@ def test_a_file_in_a_subfolder_tells_of_itself(comfy_server: Server, loras: Path
     assert ask(comfy_server, quote("told/a file & more.safetensors", safe="")) == told
 
 
+def test_an_adapter_that_comes_with_the_pack_tells_of_itself(comfy_server: Server) -> None:
+    told = ask(comfy_server, quote("demo: stained_glass"))
+    assert (told["ranks"], told["triggers"]) == ([8, 8], ["zorvex"])
+
+
 def test_a_file_that_was_saved_anew_is_read_anew(comfy_server: Server, loras: Path) -> None:
     for word in ("one", "two"):
         save_file(PAIR, loras / "same.safetensors", {"modelspec.trigger_phrase": word})
