@@ -9,6 +9,8 @@ from .progress import Progress
 from .repairing import Repair, run_repair
 from .sockets import CATEGORY, TriLoRA, TriLoRADataset, TriLoRAWatch
 
+WARM = 20  # steps in which the rate rises: AdamW's first steps are large, and there is something to lose
+
 
 class TriLoRARepair(io.ComfyNode):
     @classmethod
@@ -54,8 +56,8 @@ class TriLoRARepair(io.ComfyNode):
                     "back further.",
                 ),
                 io.Int.Input(
-                    "batch", default=1, min=1, max=64, advanced=True,
-                    tooltip="Pictures looked at in each correction. More cost time and memory and make it steadier.",
+                    "batch", default=2, min=1, max=64, advanced=True,
+                    tooltip="Pictures looked at in each correction. 4 make it steadier and cost twice the time.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
@@ -92,6 +94,7 @@ class TriLoRARepair(io.ComfyNode):
             preserve=preserve,
             preserve_every=1,
             schedule="cosine",
+            warmup=min(WARM, steps // 10),
             batch=batch,
             seed=seed,
         )

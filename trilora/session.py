@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from . import report
 from .dataset import Dataset
@@ -29,7 +29,7 @@ def split(dataset: Dataset, held_out: Dataset | None, share: float, seed: int) -
 
 
 def preserving(pictures: list[Variants], plain: Sequence[Any], told: Callable[[Any, Tensor], Any]) -> list[Variants]:
-    """The pictures with the user's own captions as those on which the base is preserved, one after another.
+    """The pictures with the user's own captions as those that preserve the base, any of them beside any picture.
 
     Args:
         pictures: encoded.
@@ -38,10 +38,15 @@ def preserving(pictures: list[Variants], plain: Sequence[Any], told: Callable[[A
     """
     if not plain:
         return pictures
-    return [
-        tuple(replace(e, plain=told(plain[i % len(plain)], e.latent)) for e in variants)
-        for i, variants in enumerate(pictures)
-    ]
+    known: dict[Size, list[Any]] = {}  # a condition knows of a latent no more than its shape
+    made = []
+    for i, variants in enumerate(pictures):
+        latent = variants[0].latent
+        if latent.shape not in known:
+            known[latent.shape] = [told(text, latent) for text in plain]
+        turned = known[latent.shape][i % len(plain) :] + known[latent.shape][: i % len(plain)]
+        made.append(tuple(replace(e, plain=condition) for condition in turned for e in variants))
+    return made
 
 
 def named(start: Adapter | None) -> str:

@@ -211,7 +211,7 @@ def test_a_run_that_is_interrupted_keeps_its_work_and_goes_on_to_the_same_bits(
 ) -> None:
     """Ctrl-C in a process of its own; the same command then goes on, and ends as a run that was never touched."""
     few_pictures(tmp_path / "pictures", 4)
-    same_words = {"pictures": tmp_path / "pictures", "resolution": 32, "steps": 40, "checkpoint_every": 1}
+    same_words = {"pictures": tmp_path / "pictures", "resolution": 32, "steps": 16, "checkpoint_every": 1}
     words = train_words(**same_words)
     command = [sys.executable, "-m", "trilora", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
