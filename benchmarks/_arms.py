@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,13 +46,27 @@ class Bed:
     diffusers: dict[str, Any]
     latents: Tensor = field(init=False)  # (batch, 4, side, side)
     texts: Tensor = field(init=False)  # (batch, 77, width)
+    pooled: Tensor | None = field(init=False, default=None)  # (batch, 1280), where the network wants it
 
     def __post_init__(self) -> None:
         draw = torch.Generator().manual_seed(0)
-        width = self.model.model.model_config.unet_config["context_dim"]
+        about = self.model.model.model_config.unet_config
+        width = about["context_dim"]
         self.latents = torch.randn(self.batch, 4, self.side, self.side, generator=draw)
         self.texts = torch.randn(self.batch, 77, width, generator=draw)
+        if about.get("adm_in_channels"):
+            self.pooled = torch.randn(self.batch, 1280, generator=draw)
         ordinary(self.model.model)
+
+    @property
+    def conditioning(self) -> list[list]:
+        """Each picture's caption as a graph hands it on."""
+        beside = [{}] * self.batch if self.pooled is None else [{"pooled_output": row[None]} for row in self.pooled]
+        return [[[text[None], about]] for text, about in zip(self.texts, beside, strict=True)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.model.get_dtype_inference()
 
     @property
     def network(self) -> nn.Module:
@@ -86,12 +100,13 @@ class Floor:
 
         bed = self.bed
         comfy.model_management.load_models_gpu([bed.model])
-        noisy = bed.latents.to(bed.device, copy=True).requires_grad_()
+        noisy = bed.latents.to(bed.device, bed.dtype, copy=True).requires_grad_()
         times = torch.full((bed.batch,), 500.0, device=bed.device)
-        texts = bed.texts.to(bed.device)
+        texts = bed.texts.to(bed.device, bed.dtype)
+        vector = None if bed.pooled is None else torch.zeros(bed.batch, 2816, device=bed.device, dtype=bed.dtype)
 
         def step() -> None:
-            estimate = bed.network(noisy, times, context=texts, transformer_options=self.options)
+            estimate = bed.network(noisy, times, context=texts, y=vector, transformer_options=self.options)
             estimate.square().mean().backward()
 
         return [bed.clock(step)]
@@ -100,8 +115,8 @@ class Floor:
 class Ours:
     """A step of our training, in the very pieces that the node puts together."""
 
-    def __init__(self, bed: Bed, method: str = "trilora", **changed: Any) -> None:
-        self.bed = bed
+    def __init__(self, bed: Bed, method: str = "trilora", checkpointing: bool = False, **changed: Any) -> None:
+        self.bed, self.checkpointing = bed, checkpointing
         self.lending, self.attach = bed.ui.module("nodes.lending"), bed.ui.module("trilora.attach")
         denoising, learning = bed.ui.module("nodes.denoiser"), bed.ui.module("trilora.training")
         example = bed.ui.module("trilora.objective").Example
@@ -111,16 +126,19 @@ class Ours:
         with self.lending.lent(bed.model) as patcher:
             denoiser = denoising.ComfyDenoiser(patcher, settings.precision)
             pictures = [
-                (example(latent.to(bed.device), denoiser.encode([[text[None], {}]], latent)),)
-                for latent, text in zip(bed.latents, bed.texts, strict=True)
+                (example(latent.to(bed.device), denoiser.encode(conditioning, latent)),)
+                for latent, conditioning in zip(bed.latents, bed.conditioning, strict=True)
             ]
             layers = learning.create_layers(modules, settings, device=bed.device)
             self.training = learning.Training(denoiser, layers, self.attach.Switch(), pictures, settings)
 
     def turn(self) -> list[float]:
-        with self.lending.lent(self.bed.model), self.attach.attached(self.bed.network, self.training.layers) as switch:
-            self.training.switch = switch
-            return [self.bed.clock(self.training.step)]
+        bed, training = self.bed, self.training
+        with (
+            self.lending.lent(bed.model, checkpointing=self.checkpointing),
+            self.attach.attached(bed.network, training.layers) as training.switch,
+        ):
+            return [bed.clock(training.step)]
 
 
 class Core:
@@ -137,14 +155,11 @@ class Core:
     def run(self, steps: int) -> list[float]:
         """Seconds of every step but the first."""
         bed, marks = self.bed, []
-        inputs = {
-            "model": bed.model, "steps": steps, "batch_size": bed.batch, **CORE, **self.changed,
-        }  # fmt: skip
+        inputs = {"model": bed.model, "steps": steps, "batch_size": bed.batch, **CORE, **self.changed}
         latents = [{"samples": latent[None]} for latent in bed.latents]
-        positive = [[[text[None], {}]] for text in bed.texts]
         with after_each_step(lambda: marks.append(bed.clock.now())), quiet_bar(), torch.inference_mode():
             bed.ui.nodes["TrainLoraNode"].execute(
-                **{name: [value] for name, value in inputs.items()}, latents=latents, positive=positive
+                **{name: [value] for name, value in inputs.items()}, latents=latents, positive=bed.conditioning
             )
         return [b - a for a, b in zip(marks, marks[1:], strict=False)]
 
@@ -168,8 +183,13 @@ class Peft:
         bed = self.bed
         latents, texts = bed.latents.to(bed.device), bed.texts.to(bed.device)
         noise, times = torch.randn_like(latents), torch.randint(0, 1000, (bed.batch,), device=bed.device)
-        said = self.run(latents + noise, times, encoder_hidden_states=texts).sample
-        loss = (said - noise).square().mean()
+        about = {}
+        if bed.pooled is not None:
+            sizes = torch.zeros(bed.batch, 6, device=bed.device)
+            about["added_cond_kwargs"] = {"text_embeds": bed.pooled.to(bed.device), "time_ids": sizes}
+        with torch.autocast(bed.device.type, bed.dtype, enabled=bed.dtype != torch.float32):
+            said = self.run(latents + noise, times, encoder_hidden_states=texts, **about).sample
+        loss = (said.float() - noise).square().mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learning, 1.0)

@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import inspect
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import _sd15
-from devkit import ROOT, comfyui
+from devkit import ROOT, DevError, comfyui
 
 KEPT = ROOT / ".bench"  # the random SD1.5 checkpoint of 2 GB lies here between runs
 
@@ -31,21 +32,11 @@ class ComfyUI:
 
     def __init__(self, base: Path) -> None:
         self.base = base
-        sys.path.insert(0, str(comfyui.find(ROOT)))
-        arguments, sys.argv = sys.argv, sys.argv[:1]
-        from comfy.cli_args import args
-
-        args.cpu, args.base_directory = not torch.cuda.is_available(), str(base)
-        for folder in ("models/checkpoints", "models/loras", "input", "output", "custom_nodes"):
-            (base / folder).mkdir(parents=True)
-        from server import PromptServer
-
         import nodes
 
-        sys.argv = arguments
-        PromptServer(asyncio.new_event_loop())  # takes the progress texts
         asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-        asyncio.run(nodes.load_custom_node(str(ROOT)))
+        if "TriLoRATrain" not in nodes.NODE_CLASS_MAPPINGS:
+            asyncio.run(nodes.load_custom_node(str(ROOT)))
         self.nodes = nodes.NODE_CLASS_MAPPINGS
 
     def run(self, node_id: str, **inputs: Any) -> tuple[Any, ...]:
@@ -69,6 +60,7 @@ class ComfyUI:
         if not file.is_file():
             _sd15.write(file)
         link = self.base / "models" / "checkpoints" / file.name
+        link.parent.mkdir(exist_ok=True)
         if not link.exists():
             link.symlink_to(file)
         return Wires(*self.run("CheckpointLoaderSimple", ckpt_name=file.name))
@@ -80,6 +72,29 @@ class ComfyUI:
 
 @contextmanager
 def comfyui_here() -> Iterator[ComfyUI]:
-    """ComfyUI in a folder of its own, gone afterwards."""
+    """ComfyUI in this process: the one that runs already, or one in a folder of its own that is gone afterwards."""
+    if "folder_paths" in sys.modules:
+        yield ComfyUI(Path(sys.modules["folder_paths"].base_path))
+        return
     with TemporaryDirectory(prefix="trilora-bench-") as folder:
-        yield ComfyUI(Path(folder) / "comfyui")
+        start(Path(folder))
+        yield ComfyUI(Path(folder))
+
+
+def start(base: Path) -> None:
+    """ComfyUI's modules, with their folders below `base`."""
+    place = comfyui.find(ROOT)
+    if place is None:
+        raise DevError("No ComfyUI: run `python dev.py bench`, which fetches it, or set COMFYUI_PATH to its folder.")
+    sys.path.insert(0, str(place))
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    from comfy.cli_args import args
+
+    args.cpu, args.base_directory = not torch.cuda.is_available(), str(base)
+    for folder in ("models/checkpoints", "models/loras", "input", "output", "custom_nodes"):
+        (base / folder).mkdir(parents=True)
+    logging.getLogger().setLevel(logging.ERROR)
+    from server import PromptServer
+
+    sys.argv = arguments
+    PromptServer(asyncio.new_event_loop())  # takes the progress texts

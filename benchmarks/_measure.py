@@ -99,7 +99,8 @@ class Table:
 
     def text(self) -> str:
         """The table in Markdown, its goals below it."""
-        lines = [f"## {self.title}", "", f"| | median, {self.unit} | least to most | n | / {self.over} |", "|---" * 5 + "|"]
+        head = f"| | median, {self.unit} | least to most | n | / {self.over} |"
+        lines = [f"## {self.title}", "", head, "|---" * 5 + "|"]
         for arm, values in self.samples.items():
             spread = f"{number(min(values))} to {number(max(values))}"
             share = statistics.median(values) / statistics.median(self.samples[self.over])
@@ -114,7 +115,8 @@ class Table:
         lines = ["", "| ratio of medians | goal | measured (90 %) | |", "|---" * 4 + "|"]
         for goal in self.goals:
             found = ratio(self.samples[goal.arm], self.samples[goal.over])
-            said = "reached" if found.value <= goal.at_most else "within the spread" if found.low <= goal.at_most else "missed"
+            near = "within the spread" if found.low <= goal.at_most else "missed"
+            said = "reached" if found.value <= goal.at_most else near
             measured = f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
             lines.append(f"| {goal.arm} / {goal.over} | <= {goal.at_most:.2f} | {measured} | {said} |")
         return lines

@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> list[Table]:
         model = (ui.demo() if args.quick else ui.sd15()).model
         diffusers = DEMO if args.quick else _sd15.DIFFUSERS
         batches = [int(batch) for batch in (args.batch or "1,4").split(",")]
-        beds = [Bed(ui, model, 16, batch, Clock(), diffusers) for batch in batches]
+        side = 8 if args.quick else 16
+        beds = [Bed(ui, model, side, batch, Clock(), diffusers) for batch in batches]
         return [table(bed, *((1, 1) if args.quick else (TURNS, CORE_TURNS))) for bed in beds]
 
 
