@@ -42,9 +42,9 @@ def in_turn(arms: Mapping[str, Arm], turns: int, warm: int = 1) -> dict[str, lis
     for turn in range(-warm, turns):
         for name, arm in arms.items():
             measured = arm()
+            print(f"turn {turn + 1} of {turns}, {name}:", *map(number, measured), file=sys.stderr, flush=True)
             if turn >= 0:
                 samples[name] += measured
-        print(f"turn {turn + 1} of {turns}", file=sys.stderr, flush=True)
     return samples
 
 
