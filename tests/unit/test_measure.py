@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import dev
 from benchmarks import _measure
 from benchmarks._measure import Clock, Goal, Table, in_turn, keep, number, ratio
 from trilora.errors import FileError
@@ -109,3 +110,21 @@ def test_a_dirty_checkout_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _measure.commit() == "abc1234 with changes"
     answers["status"] = ""
     assert _measure.commit() == "abc1234"
+
+
+def test_the_command_lists_the_benchmarks_and_refuses_a_name_that_is_none_of_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert dev.bench(dev.parse(["bench"])) == 0
+    listed = capsys.readouterr().out
+    assert "step" in listed
+    assert "_measure" not in listed
+    assert dev.bench(dev.parse(["bench", "no_such_one"])) == 2
+
+
+def test_every_benchmark_says_in_its_first_line_what_it_measures_and_is_on_the_page() -> None:
+    folder = Path(_measure.__file__).parent
+    page = (folder / "README.md").read_text()
+    for file in folder.glob("[!_]*.py"):
+        assert f"`{file.stem}`" in page
+        assert file.read_text().startswith('"""')
