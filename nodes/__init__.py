@@ -14,6 +14,7 @@ class TriLoRAExtension(ComfyExtension):
         from .compare import TriLoRACompare
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
+        from .evaluate import TriLoRAEvaluate
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
         from .repair import TriLoRARepair
         from .schedule import TriLoRASchedule
@@ -38,6 +39,7 @@ class TriLoRAExtension(ComfyExtension):
             TriLoRASchedule,
             TriLoRASpectrum,
             TriLoRACompare,
+            TriLoRAEvaluate,
             TriLoRADemoModel,
         ]
 

@@ -6,9 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfyui_version import __version__
 from torch import Tensor
 
-from ..trilora.cache import digest
-
-SAMPLES = 64  # of each tensor, at least, where it has as many
+from ..trilora.cache import digest, thinned
 
 
 def of_clip(clip: Any) -> str | None:
@@ -24,12 +22,7 @@ def of_vae(vae: Any) -> str:
 
 
 def of_weights(patcher: ModelPatcher) -> str:
-    """A hash of every weight's name, shape, type and evenly spread samples, of the patches on it, and of ComfyUI's
-    version.
-
-    It reads some 64 numbers of each tensor, not all of them: models that differ in a few numbers between those, and in
-    nothing else, share a name. Training changes every number of a tensor, and so does merging.
-    """
+    """A hash of every weight's name and samples (`thinned`), of the patches on it, and of ComfyUI's version."""
     weights = {}
     for name, ((weight, _), *patches) in patcher.get_key_patches().items():
         weights[name] = [_sampled(weight), [_sampled(patch) for patch in patches]]
@@ -39,8 +32,7 @@ def of_weights(patcher: ModelPatcher) -> str:
 def _sampled(value: Any) -> Any:
     """A nested value with tensors thinned out, and what a patch holds beside numbers by name."""
     if isinstance(value, Tensor):
-        flat = value.detach().reshape(-1)
-        return [str(value.dtype), list(value.shape), flat[:: max(1, len(flat) // SAMPLES)].cpu()]
+        return thinned(value)
     if isinstance(value, list | tuple):
         return [_sampled(item) for item in value]
     if hasattr(value, "weights"):  # a weight adapter, such as a LoRA's

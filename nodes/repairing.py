@@ -12,11 +12,11 @@ from ..trilora import report
 from ..trilora.dataset import Dataset
 from ..trilora.errors import DataError
 from ..trilora.files import Adapter
+from ..trilora.film import Preview
 from ..trilora.pictures import from_tensors
 from ..trilora.plot import contact_sheet
 from ..trilora.run import Watch
 from ..trilora.settings import Settings
-from .previews import Preview
 from .progress import Progress
 from .running import Outcome, Task, run_training
 from .worn import Yardstick, paint

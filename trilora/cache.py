@@ -18,6 +18,7 @@ from .disk import write
 from .errors import FileError
 
 LIMIT = 5 * 10**9  # bytes
+SAMPLES = 64  # numbers of each tensor that are looked at, at least, where it has as many
 STALE = 3600  # seconds after which a half-written file has no writer any more
 
 
@@ -84,6 +85,16 @@ def digest(value: object) -> str:
         found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def thinned(tensor: Tensor) -> list[Any]:
+    """Type, shape and evenly spread samples of a tensor: what `digest` needs to tell one model's weights from others.
+
+    Models that differ in a few numbers between those, and in nothing else, share a name. Training changes every number
+    of a tensor, and so does merging.
+    """
+    flat = tensor.detach().reshape(-1)
+    return [str(tensor.dtype), list(tensor.shape), flat[:: max(1, len(flat) // SAMPLES)].cpu()]
 
 
 def _described(value: Any, tensors: dict[str, Tensor], strict: bool = True) -> Any:

@@ -100,7 +100,9 @@ def load(path: Path, renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] =
     return Adapter(layers, metadata)
 
 
-def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> None:
+def save(
+    adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32, suffixes: tuple[str, str] = PAIRS[0]
+) -> None:
     """Write a standard LoRA file: up = u·√sigma, down = √sigma·vh, alpha = rank, canonical.
 
     Written beside its place, flushed, then renamed: a reader never sees half a file, and a failure leaves
@@ -110,6 +112,7 @@ def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> No
         adapter: what to write.
         path: a .safetensors path; its folder is made.
         dtype: of the tensors; float16 halves the file at a relative error of about 3e-4.
+        suffixes: of (up, down); only kohya's come with an alpha, and any other naming means alpha = rank.
 
     Raises:
         FileError: a NaN or inf in a factor, or the disk refuses.
@@ -130,8 +133,9 @@ def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> No
             raise FileError(
                 f"Layer {name} holds values too large for {dtype}, so {path.name} was not written. Save it as float32."
             )
-        tensors[name + PAIRS[0][0]], tensors[name + PAIRS[0][1]] = up.contiguous(), down.contiguous()
-        tensors[name + ALPHA] = torch.tensor(float(exact.rank))
+        tensors[name + suffixes[0]], tensors[name + suffixes[1]] = up.contiguous(), down.contiguous()
+        if suffixes == PAIRS[0]:
+            tensors[name + ALPHA] = torch.tensor(float(exact.rank))
     write(path, _serialised(tensors, dict(adapter.metadata)))
 
 
