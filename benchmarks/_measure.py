@@ -116,7 +116,7 @@ class Table:
         for goal in self.goals:
             found = ratio(self.samples[goal.arm], self.samples[goal.over])
             near = "within the spread" if found.low <= goal.at_most else "missed"
-            said = "reached" if found.value <= goal.at_most else near
+            said = "reached" if found.high <= goal.at_most else near
             measured = f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
             lines.append(f"| {goal.arm} / {goal.over} | <= {goal.at_most:.2f} | {measured} | {said} |")
         return lines
