@@ -119,7 +119,7 @@ def bench(args: argparse.Namespace) -> int:
         print("Benchmarks: " + (", ".join(files) or "none yet"))
         return 0 if args.name is None else 2
     python, comfy = prepare()
-    return subprocess.run([python, files[args.name], *args.rest], cwd=ROOT, env=with_comfy(comfy)).returncode
+    return run_module(python, comfy, [f"benchmarks.{args.name}", *args.rest])
 
 
 def run_module(python: Path, comfy: Path, command: list[str]) -> int:

@@ -21,17 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
+from benchmarks._sd15 import UNET
 from devkit import ROOT, comfyui
 
 RANK = 32
 TURNS = 9
-UNET = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "channel_mult": [1, 2, 4, 4],
-    "num_res_blocks": [2, 2, 2, 2], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "context_dim": 768,
-    "use_spatial_transformer": True, "use_linear_in_transformer": False, "adm_in_channels": None,
-    "use_temporal_attention": False, "legacy": False,
-}  # fmt: skip
 
 
 def seconds(work: Callable[[], Any]) -> float:

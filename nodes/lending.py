@@ -133,7 +133,7 @@ def _frozen_forward(module: Any) -> Callable[..., Any]:
     own = module.forward
     known = type(module).forward.__module__ == comfy.ops.__name__
     if known and _is_affine(module):
-        return lambda input: _affine(module, own, input)
+        return _affine(module, own)
     if known and isinstance(module, tuple(NORMS)):
         return lambda input: _norm(module, own, input)
 
@@ -150,28 +150,36 @@ def _frozen_forward(module: Any) -> Callable[..., Any]:
     return other
 
 
+AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 def _is_affine(module: Any) -> bool:
     """A linear layer, mixed precision's own among them, or a convolution that pads with zeros."""
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(module, AFFINE[1:]):
         return module.padding_mode == "zeros" and "_conv_forward" not in vars(module)
     return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and not hasattr(module, "num_experts"))
 
 
-def _affine(module: Any, own: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    forward = own
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.weight.dtype != x.dtype:
-        forward = module.forward_comfy_cast_weights  # what manual_cast layers do: another precision than the base's
-    if isinstance(module, comfy.ops.fp8_ops.Linear):
-        x = x.clone()  # it clamps its input in place
+def _affine(module: Any, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """How it runs: as it is where autograd may point to its weight, else so that its backward fetches it again."""
+    torchs, linear = isinstance(module, AFFINE), isinstance(module, nn.Linear)
+    clamps = isinstance(module, comfy.ops.fp8_ops.Linear)  # its input in place
 
-    def run(x: Tensor) -> Tensor:
-        return _view(forward(x)) if _lies_ready(module, x) else _run(lambda: forward(x))
+    def lying(x: Tensor) -> Tensor:
+        return _view(own(x))
 
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return run(x)
-    if isinstance(module, nn.Linear) and _lies_ready(module, x):
-        return own(x)  # autograd points to the weight where it lies, and keeps nothing else
-    return frozen(module, x, run, fetched)
+    def fetching(x: Tensor) -> Tensor:
+        other = torchs and module.weight.dtype != x.dtype  # another precision than the base's: as manual_cast layers
+        return _run(lambda: (module.forward_comfy_cast_weights if other else own)(x))
+
+    def forward(input: Tensor) -> Tensor:
+        ready = _lies_ready(module, input)
+        if ready and linear:
+            return own(input)  # autograd points to the weight where it lies, and keeps nothing else
+        run, x = lying if ready else fetching, input.clone() if clamps else input
+        return frozen(module, x, run, fetched) if x.requires_grad and torch.is_grad_enabled() else run(x)
+
+    return forward
 
 
 NORMS: dict[type, Callable[..., Tensor]] = {

@@ -15,6 +15,21 @@ from devkit.server import Server
 from devkit.server import comfy_server as start
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked gpu are deselected, and counted as such, where there is no CUDA device; they never pass unseen."""
+    if not any(item.get_closest_marker("gpu") for item in items) or has_cuda():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 @pytest.fixture(scope="session")
 def comfy_path() -> Path:
     """ComfyUI's folder. Fails where there is none: a test that needs it must not pass unseen."""

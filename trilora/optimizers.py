@@ -77,7 +77,8 @@ def decay(shrink: float, rate: float, multipliers: Sequence[float]) -> float:
 
 
 def _adamw(parameters: list[Group]) -> Optimizer:
-    return torch.optim.AdamW(parameters, foreach=parameters[0]["params"][0].is_cuda or None)
+    one_pass = parameters[0]["params"][0].device.type in ("cpu", "cuda")  # else a kernel for each term of the update
+    return torch.optim.AdamW(parameters, fused=one_pass or None)
 
 
 def _adamw_8bit(parameters: list[Group]) -> Optimizer:

@@ -229,9 +229,9 @@ class Training:
             if self.prior:
                 prior = self._losses(self.prior.at(number, chunk))[0].mean() * share
                 total = total + settings.prior * prior
-            if not torch.isfinite(total):
-                raise self._broken(number, self._where(items))
             self.scaler.scale(total).backward(inputs=list(self.parameters.values()))  # type: ignore[no-untyped-call]
+            if not torch.isfinite(total):  # asked only now, because a GPU is waited for
+                raise self._broken(number, self._where(items))
         return float(style.detach().mean()) * share, _float(preservation), _float(prior)
 
     def _losses(self, items: Sequence[Item], kept: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
