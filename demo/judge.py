@@ -1,4 +1,4 @@
-"""A small network that names thing, colour, place and scene of a picture; also the drawn world's feature extractor."""
+"""Trains the network that names thing, colour, place and scene; it is also the drawn world's feature extractor."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.nn import functional as F
+
+from trilora.metrics.judge import Judge, load
 
 from .autoencoder import rate, to_tensor, trained_autoencoder
 from .draw import draw
@@ -18,27 +20,6 @@ from .world import COLOURS, PLACES, SCENES, THINGS, SceneSpec, all_triples, spec
 
 HEADS = {"thing": THINGS, "colour": tuple(COLOURS), "place": tuple(PLACES), "scene": tuple(SCENES)}
 HERE = Path(__file__).parent
-
-
-class Judge(nn.Module):
-    """(n, 3, 128, 128) in [-1, 1] -> logits by head; `features` are the 128 numbers before the heads."""
-
-    def __init__(self, widths: tuple[int, ...] = (24, 48, 64, 64)) -> None:
-        super().__init__()
-        blocks: list[nn.Module] = []
-        for before, after in zip((3, *widths[:-1]), widths, strict=True):
-            blocks += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-            blocks += [nn.Conv2d(after, after, 3, padding=1, groups=8), nn.SiLU()]
-        self.trunk = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(4), nn.Flatten())
-        self.neck = nn.Linear(widths[-1] * 16, 128)
-        self.heads = nn.ModuleDict({name: nn.Linear(128, len(words)) for name, words in HEADS.items()})
-
-    def features(self, x: Tensor) -> Tensor:
-        return F.silu(self.neck(self.trunk(x)))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        seen = self.features(x)
-        return {name: head(seen) for name, head in self.heads.items()}
 
 
 def labels(specs: list[SceneSpec]) -> dict[str, Tensor]:
@@ -65,7 +46,7 @@ def train_judge(work: Path, count: int = 2000, epochs: int = 14, batch: int = 50
     quarter = count // 4
     x = torch.cat([x, through(trained_autoencoder(work), x[:quarter])])
     y = {k: torch.cat([v, v[:quarter]]) for k, v in y.items()}
-    judge, steps = Judge(), epochs * len(x) // batch
+    judge, steps = Judge(HEADS), epochs * len(x) // batch
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.02, fused=True)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate(step, steps, 3e-3)
@@ -107,6 +88,4 @@ def save_judge(judge: Judge, folder: Path, numbers: dict) -> None:
 
 def load_judge(folder: Path = HERE / "judge") -> Judge:
     """The shipped judge, in float32."""
-    judge = Judge()
-    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-    return judge.eval().requires_grad_(False)
+    return load(folder)[0]
