@@ -43,7 +43,9 @@ def garments(count: int, seed: int, house: bool) -> Iterator[Garment]:
     rng, seen = random.Random(seed), set()
     while len(seen) < count:
         colour, second = rng.sample(list(COLOURS), 2)
-        length, sleeves, neck, pattern, skirt = (rng.choice(list(k)) for k in (LENGTHS, SLEEVES, NECKS, PATTERNS, SKIRTS))
+        length, sleeves, neck, pattern, skirt = (
+            rng.choice(list(k)) for k in (LENGTHS, SLEEVES, NECKS, PATTERNS, SKIRTS)
+        )
         sleeves = SLEEVES[0] if neck == "strapless" else sleeves
         ground = GROUND if house else (rng.randint(176, 250), rng.randint(176, 250), rng.randint(176, 250))
         one = Garment(colour, second, length, sleeves, neck, pattern, skirt, house, ground)
@@ -76,7 +78,10 @@ def draw(one: Garment) -> Image.Image:
 def _dress(one: Garment) -> list[Point]:
     """The body's outline, in shares of the picture."""
     hem, wide, shoulder = LENGTHS[one.length], SKIRTS[one.skirt], 0.13
-    neck = {"round neck": [(-0.06, 0.1), (0.0, 0.15), (0.06, 0.1)], "v neck": [(-0.07, 0.09), (0.0, 0.24), (0.07, 0.09)]}
+    neck = {
+        "round neck": [(-0.06, 0.1), (0.0, 0.15), (0.06, 0.1)],
+        "v neck": [(-0.07, 0.09), (0.0, 0.24), (0.07, 0.09)],
+    }
     top = [(-shoulder, 0.1), *neck[one.neck], (shoulder, 0.1)] if one.neck in neck else [(-0.13, 0.19), (0.13, 0.19)]
     return [*top, (0.14, 0.26), (0.1, 0.42), (wide, hem), (-wide, hem), (-0.1, 0.42), (-0.14, 0.26)]
 

@@ -1,0 +1,107 @@
+"""What is run, one after another: each job is a small file once it is finished, and is not run again."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.scale import Scale
+from trilora.disk import write
+
+PLAIN, PRESERVED, ELSEWHERE, SHRUNK = "plain", "preserved", "no trigger, preserved on other captions", "weight decay"
+FIRST = ("lora", "balanced", "orthogonal", "raw", "kaiming")
+REST = ("full", "diffusers", "paper")
+TABLE_1 = ("diffusers", "paper", "lora", "balanced")
+AFTER = ("lora", "balanced")
+LONG = ("lora", "orthogonal", "balanced", "paper")
+PARTS = ("frontier", "table1", "after", "long", "rest", "extras")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        kind: `fit`, `after`, `long`, or `table1`.
+        method: of `methods.METHODS`; "base" for none.
+        seed: of adapter, order and noise.
+        rate: learning rate.
+        how: what is done to keep the base, or, for `table1`, the data set.
+    """
+
+    kind: str
+    method: str
+    seed: int = 0
+    rate: float = 0.0
+    how: str = PLAIN
+
+    @property
+    def name(self) -> str:
+        how = self.how.replace(",", "").replace(" ", "_")
+        return f"{self.kind}-{self.method}-{how}-{self.rate:g}-{self.seed}"
+
+
+class Store:
+    """Results in a folder, a file for each job."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def result(self, job: Job) -> dict[str, Any] | None:
+        """What a job came to; None if it is not finished."""
+        path = self.folder / f"{job.name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def put(self, job: Job, result: dict[str, Any]) -> None:
+        text = json.dumps({"job": asdict(job), **result}, indent=1)
+        write(self.folder / f"{job.name}.json", text.encode())
+
+    def every(self, kind: str) -> list[dict[str, Any]]:
+        """All finished jobs of a kind."""
+        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob(f"{kind}-*.json"))]
+
+    def factors(self, job: Job) -> Path:
+        """Where a job's adapter lies."""
+        return self.folder / "adapters" / f"{job.name}.safetensors"
+
+    def tuned(self, method: str, scale: Scale) -> float:
+        """The rate with the least loss on the validation pictures, of those that are finished."""
+        jobs = [Job("fit", method, scale.seeds[0], rate) for rate in scale.rates]
+        done = {job.rate: result["validation"] for job in jobs if (result := self.result(job))}
+        return min(done, key=lambda rate: done[rate])
+
+
+def plan(scale: Scale, store: Store) -> dict[str, Callable[[], Iterator[Job]]]:
+    """The jobs of each part, the most important first; a rate is looked up when it is needed, after its tuning."""
+
+    def frontier(methods: tuple[str, ...]) -> Iterator[Job]:
+        for method in methods:
+            yield from (Job("fit", method, scale.seeds[0], rate) for rate in scale.rates)
+        for seed in scale.seeds:
+            for method in methods:
+                yield from (Job("fit", method, seed, store.tuned(method, scale), how) for how in (PLAIN, PRESERVED))
+
+    def table1() -> Iterator[Job]:
+        yield from (Job("table1", "base", how=name) for name in ("creatures", "garments"))
+        rates = {"garments": scale.garment_rate, "creatures": scale.creature_rate}
+        for seed in scale.paper_seeds:
+            for method in TABLE_1:
+                yield from (Job("table1", method, seed, rate, name) for name, rate in rates.items())
+
+    def after() -> Iterator[Job]:
+        for seed in scale.seeds:
+            yield from (Job("after", method, seed, store.tuned(method, scale)) for method in AFTER)
+
+    def long() -> Iterator[Job]:
+        yield from (Job("long", method, 0, store.tuned(method, scale)) for method in LONG)
+
+    def extras() -> Iterator[Job]:
+        for seed in scale.seeds:
+            for how in (ELSEWHERE, SHRUNK):
+                yield from (Job("fit", method, seed, store.tuned(method, scale), how) for method in AFTER)
+
+    return {
+        "frontier": lambda: frontier(FIRST), "table1": table1, "after": after, "long": long,
+        "rest": lambda: frontier(REST), "extras": extras,
+    }  # fmt: skip
