@@ -132,9 +132,10 @@ class Bench:
         """One place of the frontier: loss on held-out creatures, and distance to the base on plain prompts."""
         return {**about, "style": self.probes["style"].loss(), "forgotten": self.probes["plain"].moved()}
 
-    def moments(self, name: str, data: Dataset) -> Moments:
+    def moments(self, name: str) -> Moments:
         """Features of the real pictures of a data set, as squares of the size that is painted."""
         if name not in self.real:
+            data = self.dataset(name)
             self.real[name] = Moments()
             self.real[name].add(self.setup.extractor.pictures(torch.stack([data.pixels_of(p) for p in data.pictures])))
         return self.real[name]

@@ -140,6 +140,10 @@ def _tuned_on(
 def long(bench: Bench, job: Job, store: Store) -> dict[str, Any]:
     """Very long training on very few pictures: losses along the way, and pictures at three places."""
     scale, begun = bench.scale, time.process_time()
+    unseen = [picture.caption for part in bench.parts[1:] for picture in part.pictures]
+    sheet = store.folder / "pictures" / job.name
+    if job.method == "base":
+        return measured(bench, "creatures", unseen, CREATURES, sheet)
     examples = bench.train[: scale.long_pictures]
     steps = scale.long_epochs * len(examples) // scale.batch
     settings = settings_of(job.method, bench.settings(steps=steps, learning_rate=job.rate, seed=job.seed))
@@ -157,7 +161,8 @@ def long(bench: Bench, job: Job, store: Store) -> dict[str, Any]:
                 point = bench.point(step=step, epoch=round(epoch, 1))
                 points.append(point | {"train": sum(losses[-50:]) / len(losses[-50:])})
             if step in shown:
-                points[-1] |= measured(bench, bench.parts[2], "test", store.folder / "pictures" / f"{job.name}-{step}")
+                place = sheet.with_name(f"{job.name}-{step}")
+                points[-1] |= measured(bench, "creatures", unseen, CREATURES, place)
 
         failed = _steps(training, look, losses)
     seconds = round(time.process_time() - begun, 1)

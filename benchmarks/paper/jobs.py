@@ -12,10 +12,11 @@ from trilora.disk import write
 PLAIN, PRESERVED, ELSEWHERE, SHRUNK = "plain", "preserved", "no trigger, preserved on other captions", "weight decay"
 FIRST = ("lora", "balanced", "orthogonal", "raw", "kaiming")
 REST = ("full", "diffusers", "paper")
-TABLE_1 = ("diffusers", "paper", "lora", "balanced")
+PAPER, OWN = ("diffusers", "paper"), ("lora", "balanced")  # as the paper trained them, and as this pack does
+TABLE_1 = (*PAPER, *OWN)
 AFTER = ("lora", "balanced")
-LONG = ("lora", "orthogonal", "balanced", "paper")
-PARTS = ("frontier", "table1", "after", "long", "rest", "extras")
+LONG = ("lora", "orthogonal", *PAPER, "balanced")
+PARTS = ("frontier", "table1", "after", "long", "rest", "extras", "more")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def opened(self, scale: Scale) -> "Store":
+        """For rows of this size; a folder with rows of another one is refused."""
+        path, mine = self.folder / "scale.json", json.loads(json.dumps(asdict(scale)))
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != mine:
+            raise SystemExit(f"{self.folder} holds rows of another size ({path.name}). Give another folder as --out.")
+        write(path, json.dumps(mine, indent=1).encode())
+        return self
 
     def result(self, job: Job) -> dict[str, Any] | None:
         """What a job came to; None if it is not finished."""
@@ -82,19 +91,24 @@ def plan(scale: Scale, store: Store) -> dict[str, Callable[[], Iterator[Job]]]:
             for method in methods:
                 yield from (Job("fit", method, seed, store.tuned(method, scale), how) for how in (PLAIN, PRESERVED))
 
-    def table1() -> Iterator[Job]:
+    def table1(methods: tuple[str, ...]) -> Iterator[Job]:
         yield from (Job("table1", "base", how=name) for name in ("creatures", "garments"))
         rates = {"garments": scale.garment_rate, "creatures": scale.creature_rate}
         for seed in scale.paper_seeds:
-            for method in TABLE_1:
+            for method in methods:
                 yield from (Job("table1", method, seed, rate, name) for name, rate in rates.items())
 
-    def after() -> Iterator[Job]:
-        for seed in scale.seeds:
-            yield from (Job("after", method, seed, store.tuned(method, scale)) for method in AFTER)
+    def after(method: str) -> Iterator[Job]:
+        yield from (Job("after", method, seed, store.tuned(method, scale)) for seed in scale.seeds)
 
     def long() -> Iterator[Job]:
-        yield from (Job("long", method, 0, store.tuned(method, scale)) for method in LONG)
+        yield Job("long", "base")
+        yield from (Job("long", method, 0, scale.long_rates[0]) for method in LONG)
+        yield from (Job("long", LONG[0], 0, rate) for rate in scale.long_rates[1:])
+
+    def more() -> Iterator[Job]:
+        yield from after(AFTER[1])
+        yield from table1(OWN)
 
     def extras() -> Iterator[Job]:
         for seed in scale.seeds:
@@ -102,6 +116,6 @@ def plan(scale: Scale, store: Store) -> dict[str, Callable[[], Iterator[Job]]]:
                 yield from (Job("fit", method, seed, store.tuned(method, scale), how) for method in AFTER)
 
     return {
-        "frontier": lambda: frontier(FIRST), "table1": table1, "after": after, "long": long,
-        "rest": lambda: frontier(REST), "extras": extras,
+        "frontier": lambda: frontier(FIRST), "table1": lambda: table1(PAPER), "after": lambda: after(AFTER[0]),
+        "long": long, "rest": lambda: frontier(REST), "extras": extras, "more": more,
     }  # fmt: skip

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.paper.bench import Bench
-from trilora.dataset import Dataset
 from trilora.metrics.frechet import Moments, frechet
 from trilora.metrics.similarity import clip_score
 from trilora.plot import contact_sheet
@@ -40,23 +39,20 @@ def paint(
     return made, beyond / len(prompts)
 
 
-def measured(bench: Bench, data: Dataset, name: str, sheet: Path, trigger: str | None = None) -> dict[str, Any]:
-    """FID to the pictures of a data set on its own prompts, CLIP score, and the share of saturated values.
+def measured(bench: Bench, name: str, captions: Sequence[str], trigger: str, sheet: Path) -> dict[str, Any]:
+    """FID to the pictures of a data set, CLIP score, and the share of saturated values, on at most `scale.prompts`.
 
     Args:
-        name: of the data set, for its features, which are kept.
+        name: of the data set.
         sheet: where some of the pictures go, without suffix.
-        trigger: in place of the data set's own.
     """
-    chosen = data.pictures[: bench.scale.prompts]
-    captions = [picture.caption for picture in chosen]
-    word = data.trigger if trigger is None else trigger
-    made, beyond = paint(bench, [", ".join(filter(None, (word, caption))) for caption in captions])
+    captions = captions[: bench.scale.prompts]
+    made, beyond = paint(bench, [f"{trigger}, {caption}" for caption in captions])
     features = bench.setup.extractor.pictures(torch.stack(made))
-    found, real = Moments(), bench.moments(name, data)
+    found, real = Moments(), bench.moments(name)
     found.add(features)
     sheet.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(made[:SHOWN], captions[:SHOWN], columns=8).quantize(128).save(sheet.with_suffix(".png"))
+    contact_sheet(made[:SHOWN], captions[:SHOWN], columns=8).quantize(128).save(sheet.with_name(sheet.name + ".png"))
     texts = bench.setup.extractor.texts
     clip = clip_score(features, texts(captions)) if texts else float("nan")
     return {"fid": frechet(found, real), "clip": clip, "saturated": beyond, "prompts": len(captions)}

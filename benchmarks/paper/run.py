@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders = Folders(options.creatures, options.garments, options.flat_lays, options.plain)
     if not options.table:
         extractor = extractors.clip(options.extractor) if options.extractor else extractors.demo(ROOT / "demo/judge")
-        run(Bench(Setup(options.base, out, folders, size, extractor)), Store(out), options.rows)
+        run(Bench(Setup(options.base, out, folders, size, extractor)), Store(out).opened(size), options.rows)
     from benchmarks.paper.tables import report
 
     report(Store(out), size, out)

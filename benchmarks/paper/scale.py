@@ -16,6 +16,7 @@ class Scale:
         after: steps of Σ-only tuning and of repair.
         captions: on which repair paints.
         long_epochs, long_pictures: of very long training on very few pictures.
+        long_rates: the rate of every method in it, and further ones for LoRA.
         paper_seeds: of Table 1.
         paper_pictures: drawn anew for each epoch of the creature set (the paper: 100).
         creature_epochs, garment_epochs: as in the paper.
@@ -35,15 +36,16 @@ class Scale:
     after: int = 60
     captions: int = 12
     long_epochs: int = 500
-    long_pictures: int = 6
-    paper_seeds: tuple[int, ...] = (0, 1, 2)
+    long_pictures: int = 4
+    long_rates: tuple[float, ...] = (3e-3, 1e-3)
+    paper_seeds: tuple[int, ...] = (0, 1)
     paper_pictures: int = 8
     creature_epochs: int = 100
     garment_epochs: int = 10
     creature_rate: float = 3e-3
     garment_rate: float = 1.5e-3
-    prompts: int = 60
-    special_steps: int = 120
+    prompts: int = 52
+    special_steps: int = 100
     special_rate: float = 3e-4
 
     @property
@@ -59,7 +61,7 @@ QUICK = replace(
     special_steps=20,
 )  # fmt: skip
 WHOLE = replace(
-    DEMO, side=512, alpha=4.0, batch=1, rates=(3e-5, 1e-4, 3e-4, 1e-3), steps=1000, after=300, captions=30,
-    long_epochs=1000, long_pictures=30, paper_pictures=100, creature_rate=1e-4, garment_rate=5e-5, prompts=736,
-    special_steps=2000, special_rate=2e-6,
+    DEMO, side=512, batch=1, rates=(3e-5, 1e-4, 3e-4, 1e-3), steps=1000, after=300, captions=30,
+    long_epochs=1000, long_pictures=30, long_rates=(1e-4, 3e-5), paper_pictures=100, creature_rate=1e-4,
+    garment_rate=5e-5, prompts=736, special_steps=2000, special_rate=2e-6,
 )  # fmt: skip

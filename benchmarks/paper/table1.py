@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -12,6 +13,7 @@ from benchmarks.paper.jobs import Job, Store
 from benchmarks.paper.methods import begin, settings_of
 from benchmarks.paper.paint import measured
 from trilora.attach import Switch, attached
+from trilora.dataset import Dataset
 from trilora.disk import write
 
 WORDS = {"creatures": CREATURES, "garments": GARMENTS}
@@ -23,7 +25,7 @@ def table1(bench: Bench, job: Job, store: Store) -> dict[str, Any]:
     begun, name = time.process_time(), job.how
     data, sheet = bench.dataset(name, WORDS[name]), store.folder / "pictures" / job.name
     if job.method == "base":
-        found = measured(bench, data, name, sheet, BASE_WORDS[name])
+        found = measured(bench, name, _captions(data), BASE_WORDS[name], sheet)
     elif name == "garments":
         with specialised(bench, store):
             found = _trained(bench, job, data, sheet)
@@ -32,7 +34,7 @@ def table1(bench: Bench, job: Job, store: Store) -> dict[str, Any]:
     return found | {"seconds": round(time.process_time() - begun, 1)}
 
 
-def _trained(bench: Bench, job: Job, data: Any, sheet: Any) -> dict[str, Any]:
+def _trained(bench: Bench, job: Job, data: Dataset, sheet: Path) -> dict[str, Any]:
     scale = bench.scale
     drawn = min(scale.paper_pictures, len(data.pictures)) if job.how == "creatures" else 0
     epochs = scale.creature_epochs if drawn else scale.garment_epochs
@@ -43,7 +45,11 @@ def _trained(bench: Bench, job: Job, data: Any, sheet: Any) -> dict[str, Any]:
     with attached(bench.network, layers) as switch:
         for _ in bench.training(layers, switch, bench.encoded(data), settings):
             pass
-        return measured(bench, data, job.how, sheet) | {"steps": steps}
+        return measured(bench, job.how, _captions(data), data.trigger, sheet) | {"steps": steps}
+
+
+def _captions(data: Dataset) -> list[str]:
+    return [picture.caption for picture in data.pictures]
 
 
 @contextmanager
