@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.paper.data import Folders, dataset
 from benchmarks.paper.scale import Scale
 from trilora.attach import Switch, attached
+from trilora.cache import Cache
 from trilora.dataset import Dataset
 from trilora.disk import write
 from trilora.factors import Factors
@@ -101,7 +102,7 @@ class Bench:
         return dataset(self.setup.folders, name, self.setup.out, self.scale.side, trigger)
 
     def encoded(self, data: Dataset) -> list[Variants]:
-        return encode(self.denoiser, data, plain=True)[0]
+        return encode(self.denoiser, data, plain=True, cache=Cache(self.setup.out / "encoded"))[0]
 
     @cached_property
     def parts(self) -> tuple[Dataset, Dataset, Dataset]:

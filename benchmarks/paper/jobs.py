@@ -10,8 +10,8 @@ from benchmarks.paper.scale import Scale
 from trilora.disk import write
 
 PLAIN, PRESERVED, ELSEWHERE, SHRUNK = "plain", "preserved", "no trigger, preserved on other captions", "weight decay"
-FIRST = ("lora", "balanced", "orthogonal", "raw", "kaiming")
-REST = ("full", "diffusers", "paper")
+FIRST = ("lora", "balanced", "orthogonal", "raw")
+REST = ("kaiming", "diffusers", "paper", "full")
 PAPER, OWN = ("diffusers", "paper"), ("lora", "balanced")  # as the paper trained them, and as this pack does
 TABLE_1 = (*PAPER, *OWN)
 AFTER = ("lora", "balanced")

@@ -232,7 +232,7 @@ class Book:
         return [
             Panel(
                 f"Long training: {name}", "epochs", name,
-                {_title(r["job"]["method"]): [(p["epoch"], p[key]) for p in r["points"]] for r in runs}, steep=True,
+                {_named(r): [(p["epoch"], p[key]) for p in r["points"]] for r in runs}, steep=True,
             )
             for key, name in keys
         ]  # fmt: skip
@@ -252,6 +252,10 @@ def _quality(rows: Sequence[Row], base: Row) -> list[str]:
 
 def _title(method: str) -> str:
     return METHODS[method].title if method in METHODS else "base"
+
+
+def _named(row: Row) -> str:
+    return f"{_title(row['job']['method'])}, rate {row['job']['rate']:g}"
 
 
 def _at(row: Row, step: int) -> Row:
