@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.charts import Panel, drawn
+from benchmarks.paper.intervals import Point, Ratio, interval, least, ratio
 from benchmarks.paper.jobs import AFTER, ELSEWHERE, LONG, PLAIN, PRESERVED, SHRUNK, TABLE_1, Job, Store
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.scale import Scale
-from benchmarks.paper.statistics import Point, Ratio, interval, least, ratio
 from trilora.disk import write
 
 BAR = "lora"
