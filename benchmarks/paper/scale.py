@@ -11,6 +11,7 @@ class Scale:
         side: of every picture, in pixels.
         seeds: of the fair comparison.
         rates: the grid of learning rates, the same for every method.
+        kept_rates: how many of them, the best for a method on the validation pictures, its frontier is made of.
         steps: of each training of the fair comparison.
         strengths: at which the adapter after the last step is measured.
         after: steps of Σ-only tuning and of repair.
@@ -28,36 +29,37 @@ class Scale:
     side: int = 128
     rank: int = 4
     alpha: float = 4.0
-    batch: int = 4
+    batch: int = 2
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    kept_rates: int = 2
     steps: int = 60
-    strengths: tuple[float, ...] = (0.85, 0.7, 0.5)
-    after: int = 60
+    strengths: tuple[float, ...] = (0.8, 0.6)
+    after: int = 40
     captions: int = 12
     long_epochs: int = 500
     long_pictures: int = 4
     long_rates: tuple[float, ...] = (3e-3, 1e-3)
     paper_seeds: tuple[int, ...] = (0, 1)
-    paper_pictures: int = 8
+    paper_pictures: int = 4
     creature_epochs: int = 100
     garment_epochs: int = 10
     creature_rate: float = 3e-3
     garment_rate: float = 1.5e-3
-    prompts: int = 52
-    special_steps: int = 100
+    prompts: int = 24
+    special_steps: int = 60
     special_rate: float = 3e-4
 
     @property
     def marks(self) -> tuple[int, ...]:
         """Steps after which a training is measured."""
-        return tuple(sorted({max(1, self.steps // 4), max(1, self.steps // 2), self.steps}))
+        return tuple(sorted({max(1, self.steps // 2), self.steps}))
 
 
 DEMO = Scale()
 QUICK = replace(
     DEMO, seeds=(0, 1), rates=(3e-3, 1e-2), steps=24, strengths=(0.7,), after=10, captions=4, long_epochs=40,
-    long_pictures=4, paper_seeds=(0,), paper_pictures=8, creature_epochs=10, garment_epochs=2, prompts=16,
+    long_pictures=4, paper_seeds=(0,), creature_epochs=20, garment_epochs=2, prompts=16,
     special_steps=20,
 )  # fmt: skip
 WHOLE = replace(

@@ -12,7 +12,7 @@ from benchmarks.paper.scale import Scale
 from trilora.disk import write
 
 BAR = "lora"
-LEVELS = (1.25, 1.1, 1.05, 1.0)  # held-out loss over that of tuned LoRA after its last step
+LEVELS = (1.5, 1.25, 1.1, 1.05)  # held-out loss over that of tuned LoRA after its last step
 HOWS = (PLAIN, PRESERVED, SHRUNK, ELSEWHERE)
 
 Row = dict[str, Any]
@@ -59,15 +59,20 @@ class Book:
 
     # the fair comparison
 
-    def tuned(self, method: str, how: str) -> dict[int, Row]:
-        """Seed -> the run at the method's tuned rate."""
-        try:
-            rate = self.store.tuned(method, self.scale)
-        except ValueError:  # nothing is finished
+    def tuned(self, method: str, how: str, place: int = 0) -> dict[int, Row]:
+        """Seed -> the run at the method's tuned rate, or at the one that came `place` places behind it."""
+        rates = self.store.tuned(method, self.scale)
+        if place >= len(rates):
             return {}
-        jobs = {seed: Job("fit", method, seed, rate, how) for seed in self.scale.seeds}
+        jobs = {seed: Job("fit", method, seed, rates[place], how) for seed in self.scale.seeds}
         found = {seed: self.store.result(job) for seed, job in jobs.items()}
         return {seed: row for seed, row in found.items() if row and "failed" not in row}
+
+    def points(self, method: str, how: str, rates: int) -> dict[int, list[Point]]:
+        """Seed -> every place of its runs at that many rates, of seeds that have them all."""
+        rows = [self.tuned(method, how, place) for place in range(rates)]
+        whole = [seed for seed in rows[0] if all(seed in each for each in rows)]
+        return {seed: [point for each in rows for point in _points(each[seed])] for seed in whole}
 
     def ends(self) -> str:
         """Each method after its last step."""
@@ -89,10 +94,14 @@ class Book:
         return interval([_at(row, self.scale.steps)["style"] for row in self.tuned(BAR, PLAIN).values()]).mean
 
     def against(self, method: str, how: str, level: float, other: str = BAR, other_how: str = "") -> Ratio:
-        """Least forgetting at equal fit over that of another method, over the seeds that both have."""
-        own, theirs = self.tuned(method, how), self.tuned(other, other_how or how)
+        """Least forgetting at equal fit over that of another method, over the seeds that both have.
+
+        Both with the rates that `scale.kept_rates` says; one against itself trained in another way, at its tuned rate.
+        """
+        rates = 1 if other_how else self.scale.kept_rates
+        own, theirs = self.points(method, how, rates), self.points(other, other_how or how, rates)
         loss = level * self.bar()
-        pairs = [(least(_points(own[s]), loss), least(_points(theirs[s]), loss)) for s in own if s in theirs]
+        pairs = [(least(own[seed], loss), least(theirs[seed], loss)) for seed in own if seed in theirs]
         return ratio([(a, b) for a, b in pairs if a is not None and b is not None])
 
     def frontiers(self) -> str:
@@ -100,7 +109,7 @@ class Book:
         lines = []
         for how in (PLAIN, PRESERVED):
             for method in METHODS:
-                if self.tuned(method, how) and self.tuned(BAR, how):
+                if self.tuned(method, how) and self.tuned(BAR, how) and method != BAR:
                     cells = [self.against(method, how, level) for level in LEVELS]
                     lines.append([_title(method), how, *map(str, cells), str(max(c.count for c in cells))])
         for how, other in ((PRESERVED, PLAIN), (SHRUNK, PLAIN), (ELSEWHERE, PLAIN)):
@@ -111,6 +120,7 @@ class Book:
                     lines.append([*told, *map(str, cells), str(max(c.count for c in cells))])
         head = ["method", "base", *(f"at {level:g} x" for level in LEVELS), "seeds"]
         title = f"### Forgetting at equal fit, over that of {METHODS[BAR].title} trained in the same way"
+        title += f"\n\nEqual fit: a held-out loss of so many times {self.bar():.4f}, that of tuned LoRA at its end."
         return _table(head, lines, title)
 
     def best(self) -> str:
@@ -133,17 +143,16 @@ class Book:
 
     def rates(self) -> str:
         """Every rate that was tried, at the first seed."""
+        fits = [row for row in self.fits if row["job"]["how"] == PLAIN and row["job"]["seed"] == self.scale.seeds[0]]
+        every = sorted({row["job"]["rate"] for row in fits})
         lines = []
         for method in METHODS:
-            cells = []
-            for rate in self.scale.rates:
-                row = self.store.result(Job("fit", method, self.scale.seeds[0], rate))
-                last = _at(row, self.scale.steps) if row and "failed" not in row else None
-                cells.append(f"{last['style']:.4f} / {last['forgotten']:.4f}" if last else "–")
-            if any(cell != "–" for cell in cells):
+            rows = {row["job"]["rate"]: row for row in fits if row["job"]["method"] == method}
+            cells = [_ending(rows[rate], self.scale) if rate in rows else "–" for rate in every]
+            if rows:
                 lines.append([_title(method), *cells])
         title = "### Learning rates: held-out loss / forgetting after the last step, first seed"
-        return _table(["method", *(f"{rate:g}" for rate in self.scale.rates)], lines, title)
+        return _table(["method", *(f"{rate:g}" for rate in every)], lines, title)
 
     def dials(self) -> str:
         """What is done to a finished adapter, and what it forgets beside plain strength and early stopping."""
@@ -202,27 +211,25 @@ class Book:
     def _frontier_panel(self, how: str) -> Panel:
         curves = {}
         for method in METHODS:
-            rows = list(self.tuned(method, how).values())
-            if rows:
-                places = [[(p["step"], p["strength"]) for p in row["points"]] for row in rows]
-                means = [
-                    (_mean(row["points"][i]["style"] for row in rows), _mean(r["points"][i]["forgotten"] for r in rows))
-                    for i in range(len(places[0]))
-                ]
-                curves[_title(method)] = sorted(means)
+            for place in range(self.scale.kept_rates):
+                rows = list(self.tuned(method, how, place).values())
+                if not rows:
+                    continue
+                paired = zip(*(_points(row) for row in rows), strict=True)
+                means = [tuple(_mean(values) for values in zip(*point, strict=True)) for point in paired]
+                curves[_named(rows[0])] = sorted(means)
         return Panel(f"Frontier, {how}", "held-out loss", "forgetting", curves)
 
     def _rate_panels(self) -> list[Panel]:
+        fits = [row for row in self.fits if row["job"]["how"] == PLAIN and row["job"]["seed"] == self.scale.seeds[0]]
         panels = []
         for key, name in (("style", "held-out loss"), ("forgotten", "forgetting")):
             curves: dict[str, list[Point]] = {}
-            for method in METHODS:
-                for rate in self.scale.rates:
-                    row = self.store.result(Job("fit", method, self.scale.seeds[0], rate))
-                    if row and "failed" not in row:
-                        curves.setdefault(_title(method), []).append((rate, _at(row, self.scale.steps)[key]))
+            for row in sorted((r for r in fits if "failed" not in r), key=lambda r: r["job"]["rate"]):
+                place = (row["job"]["rate"], _at(row, self.scale.steps)[key])
+                curves.setdefault(_title(row["job"]["method"]), []).append(place)
             panels.append(Panel(f"Learning rate: {name}", "learning rate", name, curves, steep=True))
-        return panels if panels[0].curves else []
+        return panels if fits else []
 
     def _long_panels(self) -> list[Panel]:
         runs = [row for row in self.long_runs if "points" in row]
@@ -256,6 +263,11 @@ def _title(method: str) -> str:
 
 def _named(row: Row) -> str:
     return f"{_title(row['job']['method'])}, rate {row['job']['rate']:g}"
+
+
+def _ending(row: Row, scale: Scale) -> str:
+    last = row["points"][-1] if "failed" in row else _at(row, scale.steps)
+    return f"{last['style']:.4f} / {last['forgotten']:.4f}" if "failed" not in row else "no number any more"
 
 
 def _at(row: Row, step: int) -> Row:
