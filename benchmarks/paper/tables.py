@@ -15,16 +15,27 @@ BAR = "lora"
 LEVELS = (1.5, 1.25, 1.1, 1.05)  # held-out loss over that of tuned LoRA after its last step
 HOWS = (PLAIN, PRESERVED, SHRUNK, ELSEWHERE)
 
+MARK = "<!-- tables: run.py --table --page -->"
+
 Row = dict[str, Any]
 
 
-def report(store: Store, scale: Scale, out: Path) -> None:
-    """Print every table there is something for, keep them in tables.md, and draw the plots."""
+def report(store: Store, scale: Scale, out: Path, page: Path | None = None) -> None:
+    """Print every table there is something for, keep them in tables.md, and draw the plots.
+
+    Args:
+        page: a folder whose README.md is to show them too, between its two marks.
+    """
     book = Book(store, scale)
     text = "\n\n".join(filter(None, (part() for part in book.parts())))
     print(text)
     write(out / "tables.md", (text + "\n").encode())
     book.plots(out)
+    if page:
+        whole = (page / "README.md").read_text(encoding="utf-8")
+        before, after = whole[: whole.index(MARK) + len(MARK)], whole[whole.rindex(MARK) :]
+        write(page / "README.md", f"{before}\n\n{text}\n\n{after}".encode())
+        book.plots(page)
 
 
 class Book:
