@@ -11,7 +11,7 @@ from trilora.disk import write
 
 PLAIN, PRESERVED, ELSEWHERE, SHRUNK = "plain", "preserved", "no trigger, preserved on other captions", "weight decay"
 FIRST = ("lora", "orthogonal")
-REST = ("balanced", "raw", "kaiming", "diffusers", "paper", "full")
+REST = ("balanced", "raw", "kaiming", "full", "paper", "diffusers")
 PAPER, OWN = ("diffusers", "paper"), ("lora", "balanced")  # as the paper trained them, and as this pack does
 TABLE_1 = (*PAPER, *OWN)
 AFTER = ("lora", "balanced")
@@ -118,5 +118,6 @@ def plan(scale: Scale, store: Store) -> dict[str, Callable[[], Iterator[Job]]]:
 
     return {
         "frontier": lambda: frontier(FIRST), "table1": lambda: table1(PAPER), "after": lambda: after(AFTER[0]),
-        "long": long, "rest": lambda: frontier(REST), "extras": extras, "more": more,
+        "long": long, "rest": lambda: (job for method in REST for job in frontier((method,))), "extras": extras,
+        "more": more,
     }  # fmt: skip

@@ -110,7 +110,8 @@ class Book:
         Both with the rates that `scale.kept_rates` says; one against itself trained in another way, at its tuned rate.
         """
         rates = 1 if other_how else self.scale.kept_rates
-        own, theirs = self.points(method, how, rates), self.points(other, other_how or how, rates)
+        both = [(self.points(method, how, n), self.points(other, other_how or how, n)) for n in range(rates, 0, -1)]
+        own, theirs = max(both, key=lambda pair: len(set(pair[0]) & set(pair[1])))  # as many seeds, then rates, as can
         loss = level * self.bar()
         pairs = [(least(own[seed], loss), least(theirs[seed], loss)) for seed in own if seed in theirs]
         return ratio([(a, b) for a, b in pairs if a is not None and b is not None])
