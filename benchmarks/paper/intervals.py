@@ -59,18 +59,13 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def least(points: Sequence[Point], loss: float) -> float | None:
-    """The least forgetting at a held-out loss of at most `loss`, along the frontier; None where it never gets there.
+    """The least forgetting at a held-out loss, along the frontier; None where the frontier does not reach that far.
 
-    Between two points the loss is linear and the forgetting geometric. A frontier whose worst fit is better than
-    asked for gives that point.
+    Between two points the loss is linear and the forgetting geometric.
     """
     line = frontier(points)
-    if not line or line[-1][0] > loss:
-        return None
-    if line[0][0] <= loss:
-        return line[0][1]
-    for (before, high), (behind, low) in zip(line[1:], line, strict=False):
-        if before <= loss:
+    for (behind, low), (before, high) in zip(line, line[1:], strict=False):
+        if before <= loss <= behind:
             share = (behind - loss) / (behind - before)
             return math.exp((1 - share) * math.log(low) + share * math.log(high))
-    raise AssertionError("the loss lies between the ends")
+    return None

@@ -34,7 +34,7 @@ class Scale:
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     kept_rates: int = 2
     steps: int = 60
-    strengths: tuple[float, ...] = (0.8, 0.6)
+    strengths: tuple[float, ...] = (0.8, 0.6, 0.45, 0.3)
     after: int = 40
     captions: int = 12
     long_epochs: int = 500
