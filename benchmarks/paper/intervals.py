@@ -46,8 +46,8 @@ class Ratio(NamedTuple):
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
-    """Of (own, other) of each seed."""
-    found = interval([math.log(own / other) for own, other in pairs])
+    """Of (own, other) of each seed; a seed where either is 0 can't be told in ratios and is left out."""
+    found = interval([math.log(own / other) for own, other in pairs if own > 0 and other > 0])
     ends = (found.mean, found.mean - found.half, found.mean + found.half)
     return Ratio(*(math.exp(value) for value in ends), found.count)
 
@@ -63,7 +63,7 @@ def least(points: Sequence[Point], loss: float) -> float | None:
 
     Between two points the loss is linear and the forgetting geometric.
     """
-    line = frontier(points)
+    line = frontier([point for point in points if point[1] > 0])
     for (behind, low), (before, high) in zip(line, line[1:], strict=False):
         if before <= loss <= behind:
             share = (behind - loss) / (behind - before)
