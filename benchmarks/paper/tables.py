@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.charts import Panel, drawn
-from benchmarks.paper.intervals import Point, Ratio, interval, least, ratio
+from benchmarks.paper.intervals import Point, Ratio, frontier, interval, least, ratio
 from benchmarks.paper.jobs import AFTER, ELSEWHERE, LONG, PLAIN, PRESERVED, SHRUNK, TABLE_1, Job, Store
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.scale import Scale
@@ -229,7 +229,7 @@ class Book:
                     continue
                 paired = zip(*(_points(row) for row in rows), strict=True)
                 means = [tuple(_mean(values) for values in zip(*point, strict=True)) for point in paired]
-                curves[_named(rows[0])] = sorted(means)
+                curves[_named(rows[0])] = frontier(means)
         return Panel(f"Frontier, {how}", "held-out loss", "forgetting", curves)
 
     def _rate_panels(self) -> list[Panel]:
