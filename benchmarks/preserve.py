@@ -167,7 +167,7 @@ class Bench:
         return self.run(self.task(pictures, settings, start=start, imitate=True))
 
     def repairing(self) -> dict[str, Any]:
-        return {"steps": self.size.repair, "learning_rate": 3e-3, "batch": 2}
+        return {"steps": self.size.repair, "learning_rate": 3e-3, "batch": 4}
 
     def task(self, data: Any, settings: Any, **more: Any) -> Any:
         """A training that is not watched."""

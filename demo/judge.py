@@ -88,4 +88,4 @@ def save_judge(judge: Judge, folder: Path, numbers: dict) -> None:
 
 def load_judge(folder: Path = HERE / "judge") -> Judge:
     """The shipped judge, in float32."""
-    return load(folder)[0]
+    return load(folder)

@@ -5,15 +5,18 @@ from comfy_api.latest import ComfyExtension, io
 
 class TriLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
-        from .progress import add_routes
+        from . import routes, routes_lora
 
-        add_routes()
+        routes.add_routes()
+        routes_lora.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .combine import ExtractTriLoRA, MergeTriLoRA, ResizeTriLoRA
         from .compare import TriLoRACompare
         from .dataset import TriLoRADatasetNode
         from .demo import TriLoRADemoModel
+        from .demo_pictures import TriLoRADemoPictures
+        from .evaluate import TriLoRAEvaluate
         from .loading import ApplyTriLoRA, LoadTriLoRA, SaveTriLoRA
         from .repair import TriLoRARepair
         from .schedule import TriLoRASchedule
@@ -38,7 +41,9 @@ class TriLoRAExtension(ComfyExtension):
             TriLoRASchedule,
             TriLoRASpectrum,
             TriLoRACompare,
+            TriLoRAEvaluate,
             TriLoRADemoModel,
+            TriLoRADemoPictures,
         ]
 
 

@@ -4,16 +4,15 @@ from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
-from server import PromptServer
 from torch import Tensor
 
 from ..trilora.buckets import FITS
 from ..trilora.captions import SOURCES
 from ..trilora.dataset import Dataset
 from ..trilora.errors import DataError
-from ..trilora.overview import overview
+from ..trilora.overview import buckets, overview
 from ..trilora.pictures import Picture, from_encodings, from_tensors, picture_files, read_folder, with_masks
-from ..trilora.plot import contact_sheet, to_tensor
+from ..trilora.plot import tiles, to_tensor
 from .sockets import CATEGORY, TriLoRADataset
 
 STYLES = Path(__file__).parent.parent / "demo" / "styles"
@@ -103,7 +102,6 @@ class TriLoRADatasetNode(io.ComfyNode):
                 *rare_inputs(),
             ],
             outputs=[TriLoRADataset.Output("dataset", tooltip="For the dataset input of Train TriLoRA.")],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -132,7 +130,7 @@ class TriLoRADatasetNode(io.ComfyNode):
         if masks:
             pictures = with_masks(pictures, [mask for batch in masks for mask in batch])
         dataset = Dataset(pictures, trigger[0].strip(), resolution[0], bucket_step[0], **chosen)
-        return io.NodeOutput(dataset, ui=shown(dataset, cls))
+        return io.NodeOutput(dataset, ui=shown(dataset))
 
 
 def rare_inputs() -> list:
@@ -193,14 +191,24 @@ def connected_latents(latents: list, conditioning: list) -> tuple[Picture, ...]:
     return from_encodings([latent for batch in samples for latent in batch], singles)
 
 
-def shown(dataset: Dataset, cls: type[io.ComfyNode]) -> dict:
-    """The contact sheet below what there is to say of the pictures, as a picture and as text on the node."""
-    lines = overview(dataset)
+def shown(dataset: Dataset) -> dict:
+    """What the node's panel shows: words, buckets, and the first pictures with their captions."""
     seen = () if dataset.encoded else dataset.pictures[:SHOWN]
-    captions = [dataset.prompt_of(picture) if picture.caption else "" for picture in seen]
-    sheet = contact_sheet([thumbnail(dataset, picture) for picture in seen], captions, lines)
-    PromptServer.instance.send_progress_text("\n".join(lines), cls.hidden.unique_id)
-    return {**ui.PreviewImage(to_tensor(sheet), cls=cls).as_dict(), "text": ("\n".join(lines),)}
+    sheet, places = tiles([thumbnail(dataset, picture) for picture in seen])
+    pictures = [
+        {"name": picture.name, "caption": dataset.prompt_of(picture) if picture.caption else "", "place": place}
+        for picture, place in zip(seen, places, strict=True)
+    ]
+    lines = overview(dataset)
+    panel = {
+        "lines": lines,
+        "buckets": buckets(dataset),
+        "pictures": pictures,
+        "total": len(dataset.pictures),
+        "sheet": ui.PreviewImage(to_tensor(sheet)).as_dict()["images"][0] if seen else None,
+        "size": sheet.size,
+    }
+    return {"text": ("\n".join(lines),), "trilora": (panel,)}
 
 
 def thumbnail(dataset: Dataset, picture: Picture) -> Tensor:

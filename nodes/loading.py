@@ -11,19 +11,10 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..trilora import files
-from ..trilora.errors import FileError
-from . import patching
+from . import lora_files, patching
 from .sockets import CATEGORY, TriLoRA
 
 STRENGTH = "1 is as trained, 0 is the bare base, above 1 exaggerates; pictures usually break above 1.5."
-
-
-def lora_path(name: str) -> Path:
-    """The file behind an entry of the list of LoRAs."""
-    path = folder_paths.get_full_path("loras", name)
-    if path is None:
-        raise FileError(f"{name} is not in a loras folder any more. Refresh the list (key R) and choose again.")
-    return Path(path)
 
 
 @lru_cache(maxsize=1)
@@ -75,7 +66,11 @@ class LoadTriLoRA(io.ComfyNode):
             description="Puts U Σ Vᵀ of a TriLoRA or LoRA file on the model's weights.",
             inputs=[
                 io.Model.Input("model", tooltip="The base model that the file was trained on."),
-                io.Combo.Input("file", options=_names(), tooltip="A .safetensors file of models/loras."),
+                io.Combo.Input(
+                    "file", options=lora_files.names(),
+                    tooltip="A .safetensors file of models/loras. Those that begin with 'demo:' come with the pack and "
+                    "are for TriLoRA Demo Model.",
+                ),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=STRENGTH),
                 io.Float.Input(
                     "strength_clip", default=1.0, min=-10.0, max=10.0, step=0.05, optional=True, advanced=True,
@@ -98,12 +93,12 @@ class LoadTriLoRA(io.ComfyNode):
     def fingerprint_inputs(cls, file=None, **_others):
         if file is None:  # linked: the node before it tells whether anything changed
             return 0
-        status = lora_path(file).stat()
+        status = lora_files.path_of(file).stat()
         return (status.st_mtime_ns, status.st_size)
 
     @classmethod
     def execute(cls, model, file, strength, strength_clip=1.0, clip=None) -> io.NodeOutput:
-        path = lora_path(file)
+        path = lora_files.path_of(file)
         adapter = read(path, *cls.fingerprint_inputs(file))
         with patching.named(path.name):
             model = patching.apply(model, adapter, strength, path.name)
@@ -141,7 +136,3 @@ def tell_skipped(adapter, node_id: str, remedy: str) -> None:
     """Says on the node that text encoder layers are left out, where the adapter has any."""
     if skipped := len(patching.text_layers(adapter)):
         PromptServer.instance.send_progress_text(f"{skipped} text encoder layers are left out: {remedy}", node_id)
-
-
-def _names() -> list[str]:
-    return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]

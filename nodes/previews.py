@@ -1,93 +1,31 @@
-"""Preview pictures by the MODEL in training, at fixed seed, and the film strip that they make."""
+"""Preview pictures by the MODEL in training."""
 
-import io
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy
-import torch
-from PIL import Image
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..trilora.disk import write
-from ..trilora.errors import FileError
-from ..trilora.plot import contact_sheet, picture_of
+from ..trilora.film import OnStep, Preview
 from . import sampling
 
-NAME, STRIP = "preview-{:07}.png", "previews.png"
 
+class Painter:
+    """Samples what a preview asks for.
 
-@dataclass(frozen=True)
-class Preview:
-    """When and how a preview is sampled; the defaults are the paper's.
-
-    Attributes:
-        every: steps between previews; 0 for none.
-        prompt: what is sampled; the trigger word and the first caption where it is empty.
+    Args:
+        preview: prompt, seed and steps.
+        clip, vae: the graph's.
+        prompt: in place of the preview's, where that is empty.
+        size: (width, height) in pixels.
+        model: lent, with what learns attached.
     """
 
-    every: int = 250
-    prompt: str = ""
-    seed: int = 30
-    steps: int = 20
-    cfg: float = 7.5
-
-
-class Film:
-    """Pictures taken at step 0 and every so many steps, each a file of the run's folder, and one strip of all."""
-
-    def __init__(self, preview: Preview, clip, vae, prompt: str, size: tuple[int, int], folder: Path) -> None:
-        self.preview, self.vae, self.size, self.folder = preview, vae, size, folder
+    def __init__(self, preview: Preview, clip, vae, prompt: str, size: tuple[int, int], model: ModelPatcher) -> None:
+        self.preview, self.vae, self.size, self.model = preview, vae, size, model
         if preview.every:
             self.positive = sampling.encode(clip, preview.prompt or prompt)
             self.negative = sampling.encode(clip, "")
 
-    def begin(self, number: int) -> None:
-        """Forget pictures of steps that a run has not made yet, as one that begins afresh has not."""
-        for step, path in self._files():
-            if step > number or not number:
-                path.unlink()
-
-    def due(self, number: int, last: int) -> bool:
-        """Whether a picture is to be taken after this step."""
-        return bool(self.preview.every) and (number % self.preview.every == 0 or number == last)
-
-    def take(self, model, number: int, tick: Callable[[int], None]) -> Image.Image:
-        """Sample a picture with what is attached to the MODEL."""
+    def __call__(self, tick: OnStep) -> Tensor:
         p = self.preview
-        pixels = sampling.sample(
-            model, self.positive, self.negative, self.vae, p.seed, p.steps, p.cfg, *self.size, on_step=tick
+        return sampling.sample(
+            self.model, self.positive, self.negative, self.vae, p.seed, p.steps, p.cfg, *self.size, on_step=tick
         )[0]
-        picture = picture_of(pixels)
-        try:
-            self._keep(picture, number)
-        except FileError as error:
-            logging.warning("The run goes on, but a preview was not saved: %s", error)
-        return picture
-
-    def _keep(self, picture: Image.Image, number: int) -> None:
-        write(self.folder / NAME.format(number), _png(picture))
-        frames = self.frames()
-        write(self.folder / STRIP, _png(contact_sheet(list(frames.values()), [f"step {n}" for n in frames], columns=8)))
-
-    def frames(self) -> dict[int, Tensor]:
-        """Step -> picture (height, width, 3) in 0..1."""
-        return {
-            step: torch.from_numpy(numpy.asarray(Image.open(path).convert("RGB"), dtype=numpy.float32) / 255)
-            for step, path in self._files()
-        }
-
-    def tensor(self) -> Tensor:
-        """The pictures as an IMAGE batch (n, height, width, 3); a white pixel where there are none."""
-        return torch.stack(list(self.frames().values()) or [torch.ones(1, 1, 3)])
-
-    def _files(self) -> list[tuple[int, Path]]:
-        return [(int(path.stem[-7:]), path) for path in sorted(self.folder.glob("preview-*.png"))]
-
-
-def _png(picture: Image.Image) -> bytes:
-    memory = io.BytesIO()
-    picture.save(memory, "PNG")
-    return memory.getvalue()

@@ -9,6 +9,8 @@ from .progress import Progress
 from .repairing import Repair, run_repair
 from .sockets import CATEGORY, TriLoRA, TriLoRADataset, TriLoRAWatch
 
+WARM = 20  # steps in which the rate rises: AdamW's first steps are large, and there is something to lose
+
 
 class TriLoRARepair(io.ComfyNode):
     @classmethod
@@ -54,8 +56,8 @@ class TriLoRARepair(io.ComfyNode):
                     "back further.",
                 ),
                 io.Int.Input(
-                    "batch", default=1, min=1, max=64, advanced=True,
-                    tooltip="Pictures looked at in each correction. More cost time and memory and make it steadier.",
+                    "batch", default=2, min=1, max=64, advanced=True,
+                    tooltip="Pictures looked at in each correction. 4 make it steadier and cost twice the time.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
@@ -77,7 +79,7 @@ class TriLoRARepair(io.ComfyNode):
                 io.Image.Output("report", tooltip="Loss curves and spectrum of the repaired adapter."),
                 io.String.Output("summary", tooltip="Style and forgetting before and after, on captions held out."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -92,11 +94,13 @@ class TriLoRARepair(io.ComfyNode):
             preserve=preserve,
             preserve_every=1,
             schedule="cosine",
+            warmup=min(WARM, steps // 10),
             batch=batch,
             seed=seed,
         )
         repair = Repair(model, clip, vae, trilora, trigger.strip(), captions, resolution, settings, dataset, watch)
-        repaired = run_repair(repair, Progress(cls.hidden.unique_id, steps))
+        with Progress(cls.hidden.unique_id, steps, cls.hidden.extra_pnginfo) as progress:
+            repaired = run_repair(repair, progress)
         charts = to_tensor(report.picture(repaired.outcome.run, repaired.adapter.layers))
         summary = "\n".join(repaired.said)
         return io.NodeOutput(repaired.adapter, to_tensor(repaired.pictures), charts, summary, ui={"text": (summary,)})

@@ -12,11 +12,11 @@ from ..trilora import report
 from ..trilora.dataset import Dataset
 from ..trilora.errors import DataError
 from ..trilora.files import Adapter
+from ..trilora.film import Preview
 from ..trilora.pictures import from_tensors
 from ..trilora.plot import contact_sheet
 from ..trilora.run import Watch
 from ..trilora.settings import Settings
-from .previews import Preview
 from .progress import Progress
 from .running import Outcome, Task, run_training
 from .worn import Yardstick, paint
@@ -132,9 +132,11 @@ def _task(repair: Repair, train: Dataset, held: Dataset | None, captions: Sequen
     watched, own = repair.watch or {}, repair.dataset is None
     # the held-out loss knows the style alone, so that its best step would be one of the first
     watch = replace(watched.get("watch", Watch()), keep_best=False, patience=0)
+    # the empty caption is the other side of guidance: pictures turn pale where it drifts
+    seen = [picture.caption for picture in train.pictures] if own else captions
     return Task(
         *repair.wires, train, repair.settings, watch, watched.get("preview", Preview(every=0)), share=0.0,
-        held_out=held, start=repair.adapter, imitate=own, plain=() if own else tuple(captions),
+        held_out=held, start=repair.adapter, imitate=own, plain=(*seen, "") if seen else (),
     )  # fmt: skip
 
 

@@ -13,18 +13,18 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ..trilora import files, report
+from ..trilora import files, session
 from ..trilora.attach import attached, standing_in
 from ..trilora.dataset import Dataset
-from ..trilora.errors import TrainingError
+from ..trilora.errors import FileError, TrainingError
 from ..trilora.factors import Factors
 from ..trilora.files import Adapter
+from ..trilora.film import Film, Preview
 from ..trilora.metadata import base_named, describe
 from ..trilora.objective import Variants
-from ..trilora.overview import overview
-from ..trilora.run import Run, Watch, difference, folder_of, identity, moved
+from ..trilora.run import Run, Watch, folder_of, identity
 from ..trilora.settings import Settings
-from ..trilora.targets import select, table
+from ..trilora.targets import select
 from ..trilora.training import Training, create_layers, frozen
 from . import sampling
 from .denoiser import ComfyDenoiser
@@ -33,14 +33,11 @@ from .fingerprint import of_weights
 from .lending import lent, weight_of
 from .memory import TRAINED, estimate
 from .patching import file_of, portable_names
-from .previews import Film, Preview
-from .progress import RUNNING, Progress
+from .previews import Painter
+from .progress import Progress
 from .starting import start_factors
 
 UNFINISHED = "unfinished"  # folder under models/loras for what a cancelled or failed run had learned
-FEWEST = 10  # pictures from which some are held out without being asked
-LONG = 20  # steps from which a time is estimated
-COMPARED = 8  # pictures at which forgetting is measured
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,8 @@ class Outcome:
         losses = self.run.history.loss[: self.run.step]
         return Adapter(layers, describe(self.task.settings, self.task.dataset, base, file_of(self.task.model), losses))
 
-    def keep(self) -> None:
-        """State and adapter on disk, for a run that ends before its end."""
+    def keep(self, progress: Progress) -> None:
+        """State and adapter on disk before the run is at its end."""
         if not self.run.training.number:
             return
         self.run.save()
@@ -93,19 +90,21 @@ class Outcome:
         name = f"{title}-seed-{self.task.settings.seed}-step-{self.run.step}".replace("/", "_")
         path = files.inside(Path(folder_paths.get_folder_paths("loras")[0]) / UNFINISHED, name)
         files.save(self.adapter(), path)
-        logging.warning("Training ended at step %d; what was learned is in %s", self.run.training.number, path)
+        logging.warning("What was learned up to step %d is in %s", self.run.training.number, path)
+        at = self.run.training.number
+        progress.live.set(saved={"at": at, "step": self.run.step, "file": f"{UNFINISHED}/{path.name}"})
 
 
 def run_training(task: Task, progress: Progress) -> Outcome:
     """Train. The MODEL is as it was afterwards, whatever happens."""
-    train, held = _split(task)
+    train, held = session.split(task.dataset, task.held_out, task.share, task.settings.seed)
     task = replace(task, dataset=train, held_out=held)
     encoded = _encoded(task, progress)
     plain = [sampling.encode(task.clip, text) for text in task.plain]
     memory = _memory(task, encoded["train"].largest)
     with lent(task.model, memory, task.checkpointing) as patcher, _advice(task):
         denoiser = ComfyDenoiser(patcher, task.settings.precision)
-        data = {name: _preserving(denoiser, examples(denoiser, e), plain) for name, e in encoded.items()}
+        data = {name: session.preserving(examples(denoiser, e), plain, denoiser.encode) for name, e in encoded.items()}
         progress.say("starting the adapters")
         network, device = patcher.model.diffusion_model, patcher.load_device
         start, carried = start_factors(task.model, task.start) if task.start else ({}, {})
@@ -117,9 +116,9 @@ def run_training(task: Task, progress: Progress) -> Outcome:
             prior, taught_by = data.get("regularisation", ()), teacher if task.imitate else None
             training = Training(denoiser, layers, switch, data["train"], task.settings, prior, taught_by)
             run = _run(task, training, encoded, data)
-            outcome = Outcome(task, run, _film(task, encoded["train"], run), modules, memory, carried)
-            with _listed(progress.node_id, run):
-                _go(outcome, patcher, progress, [e for (e, *_) in data.get("held out") or data["train"]])
+            outcome = Outcome(task, run, _film(task, encoded["train"], run, patcher), modules, memory, carried)
+            with progress.learning(run):
+                _go(outcome, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
 
 
@@ -140,117 +139,67 @@ def _memory(task: Task, latent: Sequence[int]) -> int:
     return passing + estimate(task.model, latent, task.settings.batch, task.checkpointing)
 
 
-def _film(task: Task, encoded: Encoded, run: Run) -> Film:
+def _film(task: Task, encoded: Encoded, run: Run, patcher: ModelPatcher) -> Film:
     """Previews at the size of the first picture."""
     ratio = task.model.get_model_object("latent_format").spacial_downscale_ratio
     height, width = (side * ratio for side in encoded.latents[0][0].shape[-2:])
     prompt = task.dataset.prompt_of(task.dataset.pictures[0])
-    return Film(task.preview, task.clip, task.vae, prompt, (width, height), run.folder)
+    painter = Painter(task.preview, task.clip, task.vae, prompt, (width, height), patcher)
+    return Film(task.preview, run.folder, painter)
 
 
-def _go(outcome: Outcome, patcher: ModelPatcher, progress: Progress, looked_at: Sequence) -> None:
+def _go(outcome: Outcome, progress: Progress, looked_at: Sequence) -> None:
     """Say what is coming, take every step, say what came of it; keep everything if it is broken off."""
-    run, settings = outcome.run, outcome.task.settings
+    run = outcome.run
     try:
         outcome.film.begin(run.training.number)
-        outcome.said += _before(outcome)
+        progress.live.keep_pictures(run.folder, outcome.film.steps())
+        learning = sum(p.numel() for p in run.training.parameters.values())
+        memory = f"about {(outcome.memory + TRAINED * learning) / 1e9:.1f} GB of memory beside the model"
+        outcome.said += session.before(run, outcome.task.dataset, [memory])
+        progress.live.set(said=list(outcome.said))
         progress.say("\n".join(outcome.said), at_once=True)
         if not run.training.number:
-            _preview(outcome, patcher, progress, 0)
+            _preview(outcome, progress, 0)
         for step in run:
             progress.step(step)
-            _preview(outcome, patcher, progress, step.number)
-        plain = [example for example in looked_at[:COMPARED] if example.plain is not None]
-        outcome.said += report.outcome(run, _moved(run, plain) if plain and settings.preserve else None)
-        outcome.said.append(table(outcome.modules, settings.rank))
+            if progress.live.save_asked:
+                _save(outcome, progress)
+            _preview(outcome, progress, step.number)
+        outcome.said += session.after(run, looked_at, outcome.modules)
+        progress.live.set(said=list(outcome.said))
     except BaseException:
-        outcome.keep()
+        outcome.keep(progress)
         raise
 
 
-def _moved(run: Run, examples: Sequence) -> tuple[float, float]:
-    training = run.training
-    with run.chosen():
-        return moved(training.denoiser, training.switch, examples, training.settings.seed)
-
-
-def _before(outcome: Outcome) -> list[str]:
-    """What can be known before the first step."""
-    task, run = outcome.task, outcome.run
-    lines = [report.budget(run.training.layers, task.settings)]
-    lines.append(report.length(task.settings, len(run.training.data.pictures)))
-    learning = sum(p.numel() for p in run.training.parameters.values())
-    lines.append(f"about {(outcome.memory + TRAINED * learning) / 1e9:.1f} GB of memory beside the model")
-    if run.began:
-        lines.append(f"going on from step {run.began} of the same run")
-    elif changed := difference(run.folder.parent, run.folder, run.card):
-        lines.append(changed)
-    if run.held_out:
-        lines.append(f"{len(run.held_out)} pictures held out, scored every {run.watch.score_every} steps")
-    if not task.settings.preserve and not task.dataset.trigger:
-        lines.append("the base is not preserved: without a trigger word every prompt is to learn the style")
-    lines += [line for line in overview(task.dataset) if line.startswith(("!", "Buckets"))]
-    left = task.settings.steps - run.training.number
-    if left >= LONG:
-        run.training.trial()  # the first pass is slower than all others
-        lines.append(f"about {report.clock(run.training.trial() * left)} to go, after a trial step")
-    return lines
-
-
-def _preview(outcome: Outcome, patcher: ModelPatcher, progress: Progress, number: int) -> None:
+def _preview(outcome: Outcome, progress: Progress, number: int) -> None:
     total = outcome.task.settings.steps
     if outcome.film.due(number, total):
         with outcome.run.training.averaged():
-            taken = outcome.film.take(patcher, number, lambda step: progress.say(f"preview at step {number}: {step}"))
-        progress.show(taken, number, total)
+            taken = outcome.film.take(number, lambda step: progress.say(f"preview at step {number}: {step}"))
+        progress.show(taken, outcome.film, number, total)
+
+
+def _save(outcome: Outcome, progress: Progress) -> None:
+    """What a page has asked for; a full disk costs the file, not the run."""
+    progress.live.save_asked = False
+    try:
+        outcome.keep(progress)
+    except FileError as error:
+        progress.live.set(saved={"at": outcome.run.training.number, "problem": str(error)})
 
 
 def _run(task: Task, training: Training, encoded: Mapping[str, Encoded], data: Mapping[str, list[Variants]]) -> Run:
     settings = task.settings.course()
     identities = {name: each.identity for name, each in encoded.items()}
-    start = [_named(task.start), task.imitate]
+    start = [session.named(task.start), task.imitate]
     about = {"data": [identities, task.plain], "model": of_weights(task.model), "start": start}
     root = Path(folder_paths.get_output_directory()) / "TriLoRA" / "runs"
     folder = folder_of(root, task.dataset.trigger, identity(settings, about))
     held_out = [variants[0] for variants in data.get("held out", [])]
     card = json.loads(json.dumps({**about, "settings": asdict(task.settings)}))
     return Run(training, folder, held_out, task.watch, card)
-
-
-def _split(task: Task) -> tuple[Dataset, Dataset | None]:
-    """Pictures to learn from and pictures to hold out."""
-    if task.held_out is not None:
-        return task.dataset, replace(task.held_out, trigger=task.dataset.trigger)
-    if len(task.dataset.pictures) < FEWEST:
-        return task.dataset, None
-    return task.dataset.split(task.share, task.settings.seed)
-
-
-def _preserving(denoiser: ComfyDenoiser, pictures: list[Variants], plain: Sequence) -> list[Variants]:
-    """The pictures with the user's own captions as those on which the base is preserved, one after another."""
-    if not plain:
-        return pictures
-    return [
-        tuple(replace(e, plain=denoiser.encode(plain[i % len(plain)], e.latent)) for e in variants)
-        for i, variants in enumerate(pictures)
-    ]
-
-
-def _named(start: Adapter | None) -> str:
-    """What tells one adapter to start from from another."""
-    if start is None:
-        return ""
-    sums = {name: [float(tensor.double().abs().sum()) for tensor in factors] for name, factors in start.layers.items()}
-    return identity(sums)
-
-
-@contextmanager
-def _listed(node_id: str, run: Run) -> Iterator[None]:
-    RUNNING[node_id] = run
-    try:
-        yield
-    finally:
-        del RUNNING[node_id]
 
 
 @contextmanager

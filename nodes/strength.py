@@ -1,6 +1,7 @@
 """TriLoRA Strength: scales Σ of whatever low-rank adapters are on a MODEL."""
 
 from collections import ChainMap, Counter
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from comfy_api.latest import io
 from server import PromptServer
 from torch import Tensor
 
-from ..trilora import gains
+from ..trilora import gains, shares
 from ..trilora.spectrum import histogram
 from ..trilora.targets import PRESETS
 from .reading import Patched
@@ -77,8 +78,10 @@ class TriLoRAStrength(io.ComfyNode):
         plan = ChainMap(*(planned(patched.layers, shape, strength) for patched in adapters))
         told = report(adapters, bypassed(model))
         sigmas = [sigma for patched in adapters for sigma in spectra(patched.layers).values()]
+        spectrum = shares.along_places(pair for patched in adapters for pair in acting(patched, keep)) | {"keep": keep}
         PromptServer.instance.send_progress_text(told, cls.hidden.unique_id)
-        return io.NodeOutput(shaped(model, plan), ui={"histogram": histogram(sigmas), "text": (told,)})
+        seen = {"histogram": histogram(sigmas), "text": (told,), "spectrum": (spectrum,)}
+        return io.NodeOutput(shaped(model, plan), ui=seen)
 
 
 def keep_options() -> list:
@@ -114,13 +117,24 @@ def layer_options() -> list:
 
 def gains_of(sigmas: gains.Spectra, keep: dict, curve: CurveInput) -> gains.Gains:
     """What the widgets make of the spectra of one adapter."""
-    kept = {
+    return gains.times(kept_of(sigmas, keep), gains.along(sigmas, partial(heights, curve)))
+
+
+def kept_of(sigmas: gains.Spectra, keep: dict) -> gains.Gains:
+    """1 for the values that `keep` keeps, 0 for the rest."""
+    return {
         "all": lambda: gains.first(sigmas, max(map(len, sigmas.values()), default=0)),
         "top k": lambda: gains.first(sigmas, keep["k"]),
         "top k of all layers": lambda: gains.first_overall(sigmas, keep["k"]),
         "energy": lambda: gains.holding(sigmas, keep["share"]),
     }[keep["keep"]]()
-    return gains.times(kept, gains.along(sigmas, partial(heights, curve)))
+
+
+def acting(patched: Patched, keep: dict) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each layer, Σ as it acts before this node, and which of its values are kept."""
+    for path, kept in kept_of(spectra(patched.layers), keep).items():
+        layer = patched.layers[path]
+        yield layer.factors.sigma * abs(layer.strength), kept
 
 
 def heights(curve: CurveInput, places: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class TrainTriLoRA(io.ComfyNode):
                 io.Image.Output("previews", tooltip="The film strip: a picture at step 0 and every so many steps."),
                 io.String.Output("summary", tooltip="The run in words: parameters, losses, overfitting, forgetting."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -93,7 +93,8 @@ class TrainTriLoRA(io.ComfyNode):
             model, clip, vae, dataset, settings, held_out=held_out, regularisation=regularisation, start=start_from,
             plain=plain, checkpointing=options.get("checkpointing", False), **watch,
         )  # fmt: skip
-        outcome = run_training(task, Progress(cls.hidden.unique_id, steps))
+        with Progress(cls.hidden.unique_id, steps, cls.hidden.extra_pnginfo) as progress:
+            outcome = run_training(task, progress)
         adapter, losses = outcome.adapter(), outcome.run.history.loss
         charts = to_tensor(report.picture(outcome.run, adapter.layers))
         summary = "\n".join(outcome.said)

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..trilora.film import Preview
 from ..trilora.run import Watch
 from ..trilora.settings import LOSSES, NOISE_LEVELS, OPTIMIZERS, PRECISIONS, SCHEDULES, Settings
-from .previews import Preview
 from .sockets import CATEGORY, TriLoRAOptions, TriLoRAWatch
 
 

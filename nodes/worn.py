@@ -9,6 +9,7 @@ from torch import Tensor
 from ..trilora.attach import Switch, attached
 from ..trilora.dataset import Dataset
 from ..trilora.files import Adapter
+from ..trilora.film import Preview
 from ..trilora.objective import score
 from ..trilora.report import Losses
 from ..trilora.run import LEVELS, fixed_noise, moved
@@ -17,7 +18,6 @@ from . import sampling
 from .denoiser import ComfyDenoiser
 from .encoding import Tick, encode, examples
 from .lending import lent
-from .previews import Preview
 from .starting import start_factors
 
 

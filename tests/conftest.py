@@ -1,16 +1,18 @@
-"""A real ComfyUI in this process, with the pack loaded as ComfyUI itself loads it."""
+"""A real ComfyUI with the pack loaded as ComfyUI itself loads it: in this process, and as a server."""
 
 import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from devkit import ROOT, DevError, comfyui
+from devkit.server import Server
+from devkit.server import comfy_server as start
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +25,13 @@ def comfy_path() -> Path:
     if folder is None:
         pytest.fail("No ComfyUI: run `python dev.py test`, which fetches it, or set COMFYUI_PATH to its folder.")
     return folder
+
+
+@pytest.fixture(scope="session")
+def comfy_server(comfy_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server with the pack in it, started once for all tests that ask it or look at its page."""
+    with start(sys.executable, comfy_path, tmp_path_factory.mktemp("server")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

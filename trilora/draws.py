@@ -11,6 +11,7 @@ from .dataset import Batches
 from .objective import Example, Variants, quantiles
 from .seeds import generator
 from .settings import Settings
+from .team import Alone, Team
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,22 @@ class Item:
 class Draws:
     """Everything random about the pictures of a step: a function of (seed, step, place in the step) alone.
 
-    So two passes of half a batch are one whole batch, and a run can go on from any step.
+    So two passes of half a batch are one whole batch, as are two processes of a team, and a run can go on from any
+    step.
     """
 
-    def __init__(self, pictures: Sequence[Variants], settings: Settings, stream: str = "noise") -> None:
-        self.pictures, self.settings, self.stream = pictures, settings, stream
+    def __init__(
+        self, pictures: Sequence[Variants], settings: Settings, stream: str = "noise", team: Team | None = None
+    ) -> None:
+        self.pictures, self.settings, self.stream, self.team = pictures, settings, stream, team or Alone()
         sizes = tuple(tuple(variants[0].latent.shape) for variants in pictures)
         self.order = Batches(sizes, settings.pictures, settings.seed, settings.samples)
 
     def at(self, number: int, chunk: int = 0) -> list[Item]:
-        """The pictures of a pass of a step, counted from 1."""
-        first = chunk * self.settings.batch
-        places = range(first, first + self.settings.batch)
+        """This process's pictures of a pass of a step, counted from 1."""
+        own = self.settings.batch // self.team.count
+        first = chunk * self.settings.batch + self.team.index * own
+        places = range(first, first + own)
         picked = self.order.at(number - 1)
         return [self._item(number, place, self.pictures[picked[place]]) for place in places]
 

@@ -94,6 +94,16 @@ def top_singular_values(weight: Tensor, rank: int, generator: torch.Generator) -
     return values[:rank]
 
 
+def gram_values(factors: Factors) -> Tensor:
+    """The singular values of U Σ Vᵀ, descending, on the CPU: the roots of the eigenvalues of (UΣ)ᵀ(UΣ) · VᵀV."""
+    columns, rows = left(factors), factors.vh.flatten(1)
+    outer, inner = (columns.T @ columns).double().cpu(), (rows @ rows.T).double().cpu()  # (r, r) each
+    lengths, turn = torch.linalg.eigh(inner)
+    root = turn * lengths.clamp_min(0).sqrt()
+    squares: Tensor = torch.linalg.eigvalsh(root.T @ outer @ root)
+    return squares.clamp_min(0).sqrt().flip(0)
+
+
 def nearest(change: Tensor, rank: int, generator: torch.Generator) -> Factors:
     """Canonical factors of the best approximation of rank at most `rank` of a matrix (out, *in), float32.
 

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -100,7 +102,9 @@ def load(path: Path, renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] =
     return Adapter(layers, metadata)
 
 
-def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> None:
+def save(
+    adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32, suffixes: tuple[str, str] = PAIRS[0]
+) -> None:
     """Write a standard LoRA file: up = u·√sigma, down = √sigma·vh, alpha = rank, canonical.
 
     Written beside its place, flushed, then renamed: a reader never sees half a file, and a failure leaves
@@ -110,6 +114,7 @@ def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> No
         adapter: what to write.
         path: a .safetensors path; its folder is made.
         dtype: of the tensors; float16 halves the file at a relative error of about 3e-4.
+        suffixes: of (up, down); only kohya's come with an alpha, and any other naming means alpha = rank.
 
     Raises:
         FileError: a NaN or inf in a factor, or the disk refuses.
@@ -130,8 +135,9 @@ def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32) -> No
             raise FileError(
                 f"Layer {name} holds values too large for {dtype}, so {path.name} was not written. Save it as float32."
             )
-        tensors[name + PAIRS[0][0]], tensors[name + PAIRS[0][1]] = up.contiguous(), down.contiguous()
-        tensors[name + ALPHA] = torch.tensor(float(exact.rank))
+        tensors[name + suffixes[0]], tensors[name + suffixes[1]] = up.contiguous(), down.contiguous()
+        if suffixes == PAIRS[0]:
+            tensors[name + ALPHA] = torch.tensor(float(exact.rank))
     write(path, _serialised(tensors, dict(adapter.metadata)))
 
 
@@ -163,12 +169,18 @@ def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     return to_bytes(tensors, metadata)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The file as `safetensors.safe_open` gives it; nothing is read but its header.
+
+    Raises:
+        FileError: not there, or not a whole safetensors file.
+    """
     if path.suffix != ".safetensors":
         raise FileError(f"{path.name} is not a .safetensors file; other formats can run code when opened. Convert it.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+            yield file
     except FileNotFoundError:
         raise FileError(f"{path} does not exist. Choose another file, or refresh the list of files.") from None
     except (safetensors.SafetensorError, OSError) as error:
@@ -176,6 +188,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path.name} is not a whole safetensors file ({error}): it was cut short while it was copied, or is "
             "something else under that name. Download or copy it again."
         ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
 
 
 def _pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, str]]:

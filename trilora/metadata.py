@@ -23,6 +23,7 @@ class Base(NamedTuple):
 
 BASES: Mapping[str, Base] = {  # ComfyUI's model class -> names
     "BaseModel": Base("sd_v1", "stable-diffusion-v1/lora"),
+    "SD2": Base("sd_v2", "stable-diffusion-v2-512/lora"),  # told apart by the headless host alone
     "SDXL": Base("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
     "SD3": Base("sd3", "stable-diffusion-3-medium/lora"),
     "Flux": Base("flux1", "flux-1-dev/lora"),

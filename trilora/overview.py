@@ -1,7 +1,6 @@
 """What a data set holds, in words, before any training."""
 
 from collections import Counter
-from collections.abc import Iterable
 
 from .buckets import Size
 from .dataset import Dataset, groups
@@ -14,7 +13,8 @@ def overview(dataset: Dataset) -> list[str]:
     """Lines on pictures, sizes, buckets and captions, and on all that is amiss: missing captions, enlarged pictures,
     copies, pictures with frames."""
     pictures = dataset.pictures
-    lines = [_counts(dataset), "Buckets: " + _tallied(dataset.size_of(picture) for picture in pictures)]
+    tallied = ", ".join(f"{w} x {h}: {count}" for (w, h), count in buckets(dataset))
+    lines = [_counts(dataset), f"Buckets: {tallied}"]
     if dataset.encoded:
         return [*lines, "Captions: came encoded; without plain ones the base can't be preserved."]
     missing = [picture.name for picture in pictures if not picture.caption]
@@ -25,6 +25,11 @@ def overview(dataset: Dataset) -> list[str]:
     )
     lines += _problem("copies", [" = ".join(p.name for p in same) for same in groups(pictures).values() if same[1:]])
     return lines + [f"! {picture.name} {picture.note}" for picture in pictures if picture.note]
+
+
+def buckets(dataset: Dataset) -> list[tuple[Size, int]]:
+    """Size (width, height) in pixels and how many pictures have it, most first."""
+    return Counter(dataset.size_of(picture) for picture in dataset.pictures).most_common()
 
 
 def _counts(dataset: Dataset) -> str:
@@ -38,10 +43,6 @@ def _counts(dataset: Dataset) -> str:
     sides = sorted(side for picture in dataset.pictures for side in picture.size)
     sizes = f"sides of {sides[0]} to {sides[-1]}"
     return ", ".join([f"{len(dataset.pictures)} pictures", sizes, *(way for way in ways if way)])
-
-
-def _tallied(sizes: Iterable[Size]) -> str:
-    return ", ".join(f"{w} x {h}: {count}" for (w, h), count in Counter(sizes).most_common())
 
 
 def _problem(what: str, names: list[str]) -> list[str]:

@@ -135,6 +135,21 @@ def contact_sheet(
     return sheet
 
 
+def tiles(
+    pictures: Sequence[Tensor], columns: int = 8, cell: int = 160
+) -> tuple[Image.Image, list[tuple[int, int, int, int]]]:
+    """Small pictures in rows on one sheet, and where each is: (left, top, width, height)."""
+    sheet = Image.new("RGB", (columns * cell, max(1, math.ceil(len(pictures) / columns)) * cell), PAPER)
+    places = []
+    for i, pixels in enumerate(pictures):
+        small = picture_of(pixels)
+        small.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+        place = (i % columns * cell, i // columns * cell)
+        sheet.paste(small, place)
+        places.append((*place, *small.size))
+    return sheet, places
+
+
 def wrapped(text: str, width: int, size: int) -> list[str]:
     """Words broken into lines of at most `width` pixels."""
     lines, face = [""], font(size)

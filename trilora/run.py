@@ -92,15 +92,16 @@ class Run:
         if self.held_out and self.training.number not in self.history.held_out:
             self._score()
         self.save()
-        checkpoint.prune(self.folder, 1)
+        if not self.training.team.index:
+            checkpoint.prune(self.folder, 1)
 
     def stop(self, why: str = "stopped by hand") -> None:
         """End after the present step and keep what was learned."""
         self.stopping = why
 
     def save(self) -> None:
-        """The state on disk, now; a full disk costs the state, not the run."""
-        if self.training.number == self.saved:
+        """The state on disk, now; a full disk costs the state, not the run. Of a team, the first process writes."""
+        if self.training.number == self.saved or self.training.team.index:
             return
         try:
             write(self.folder / CARD, json.dumps(self.card, indent=1).encode())

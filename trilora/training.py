@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from .objective import Denoiser, Variants, gaps, level_weights
 from .seeds import generator
 from .settings import Settings
 from .stiefel import Stiefel
+from .team import Alone, Team
 
 Teacher = Callable[[], AbstractContextManager[None]]
 
@@ -112,6 +113,7 @@ class Training:
         settings: everything else.
         prior: regularisation pictures (DreamBooth), as many of them in a step as others.
         teacher: a context in which the denoiser shows how it should be; None where the pictures do.
+        team: the processes that train together, each `settings.batch` pictures of a pass; None for this one alone.
 
     Raises:
         TrainingError: no example, no layer, or plain captions missing where the base is to be preserved.
@@ -126,8 +128,11 @@ class Training:
         settings: Settings,
         prior: Sequence[Variants] = (),
         teacher: Teacher | None = None,
+        team: Team | None = None,
     ) -> None:
         _check(layers, examples, settings)
+        self.team = team or Alone()
+        settings = replace(settings, batch=settings.batch * self.team.count)
         self.denoiser, self.layers, self.switch, self.settings, self.teacher = (
             denoiser, layers, switch, settings, teacher
         )  # fmt: skip
@@ -136,13 +141,20 @@ class Training:
         self.manifold = Stiefel(layers.values())  # type: ignore[arg-type]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if settings.average else {}
-        self.data, self.prior = Draws(examples, settings), Draws(prior, settings, "prior") if prior else None
+        self.data = Draws(examples, settings, team=self.team)
+        self.prior = Draws(prior, settings, "prior", self.team) if prior else None
         self.number = 0  # steps made
 
     @property
     def device(self) -> torch.device:
         """Where the layers are."""
         return next(iter(self.parameters.values())).device
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step; what the optimizer makes of it, where it finds its own."""
+        group = self.optimizer.param_groups[0]
+        return float(group["lr"]) * float(group.get("d", 1.0))
 
     def __iter__(self) -> Iterator[Step]:
         while self.number < self.settings.steps:
@@ -157,9 +169,10 @@ class Training:
         number = self.number + 1
         self.optimizer.zero_grad(set_to_none=True)
         parts = [self._backward(number, chunk) for chunk in range(self.settings.accumulate)]
+        losses = self._together([_sum(values) for values in zip(*parts, strict=True)])
         self._update(number)
         self.number = number
-        loss, preservation, prior = (_sum(values) for values in zip(*parts, strict=True))
+        loss, preservation, prior = losses
         assert loss is not None
         return Step(number, self.settings.steps, loss, preservation, prior)
 
@@ -191,6 +204,15 @@ class Training:
         with torch.no_grad():
             for name, value in values.items():
                 self.parameters[name].copy_(value)
+
+    def _together(self, losses: Sequence[float | None]) -> list[float | None]:
+        """The losses of all processes, and in place of each gradient that of all."""
+        if self.team.count == 1:
+            return list(losses)
+        told = [[float(loss is not None), loss or 0.0] for loss in losses]
+        sums = torch.tensor(told, dtype=torch.float64, device=self.device)
+        self.team.add([*(p.grad for p in self.parameters.values() if p.grad is not None), sums])
+        return [total if there else None for there, total in sums.tolist()]
 
     def _backward(self, number: int, chunk: int) -> tuple[float, float | None, float | None]:
         """Gradients of one pass: loss on the pictures + λ · distance to the base + weight · loss on the prior."""

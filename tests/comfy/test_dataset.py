@@ -102,8 +102,16 @@ def test_the_node_shows_a_sheet_and_says_what_is_amiss(pack: dict[str, Any], fol
         ui = clone.execute(**{**STYLE, "folder": [folder.name], "bucket_step": [64]}).ui
     (text,) = ui["text"]
     assert "! 1 no caption: 1.png" in text.splitlines()
-    (image,) = ui["images"]
-    assert Image.open(comfy_base / "temp" / image["filename"]).width >= 320
+    (panel,) = ui["trilora"]
+    assert panel["lines"] == text.splitlines()
+    assert sum(count for _, count in panel["buckets"]) == panel["total"] == len(panel["pictures"])
+    sheet = Image.open(comfy_base / "temp" / panel["sheet"]["filename"])
+    assert sheet.size == panel["size"]
+    for picture in panel["pictures"]:
+        left, top, width, height = picture["place"]
+        assert left + width <= sheet.width
+        assert top + height <= sheet.height
+    assert [picture["caption"] for picture in panel["pictures"] if picture["name"] == "1.png"] == [""]
 
 
 @pytest.fixture(scope="module")

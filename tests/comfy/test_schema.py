@@ -32,7 +32,11 @@ def plain(name: str, options: Any) -> Any:
     """Options without the words for people and without what lies on this disk."""
     if isinstance(options, dict):
         dropped = {"tooltip"} | ({"options"} if name in LISTS_ON_DISK else set())
-        return {key: plain(name, value) for key, value in options.items() if key not in dropped}
+        return {
+            key: plain(key if key in LISTS_ON_DISK else name, value)
+            for key, value in options.items()
+            if key not in dropped
+        }
     if isinstance(options, list | tuple):
         return [plain(name, value) for value in options]
     return options

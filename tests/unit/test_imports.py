@@ -12,6 +12,7 @@ from devkit import ROOT
 COMFY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
 HEAVY = {"diffusers", "transformers", "accelerate"}
 HEAVY_ROOMS = ("trilora/headless", "trilora/metrics")
+VERBS = ("train", "sample", "info", "resize", "merge", "extract", "convert")
 STDLIB_ONLY = [ROOT / "dev.py", ROOT / "demo" / "__init__.py", ROOT / "demo" / "workflow.py"]
 STDLIB_ONLY += sorted((ROOT / "devkit").glob("*.py"))
 
@@ -71,6 +72,28 @@ def test_the_core_knows_neither_comfyui_nor_the_nodes(file: Path) -> None:
 def test_diffusers_and_its_kin_live_in_two_rooms(file: Path) -> None:
     if not name(file).startswith(HEAVY_ROOMS):
         assert not absolute(file) & HEAVY
+
+
+@pytest.mark.parametrize("file", files("trilora") + files("nodes"), ids=name)
+def test_nothing_but_the_command_line_knows_the_headless_host(file: Path) -> None:
+    if not name(file).startswith((*HEAVY_ROOMS, "trilora/__main__.py")):
+        assert not [dotted for _, dotted in imports(parse(file)) if "headless" in dotted.split(".")]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_loads_diffusers_only_when_it_runs(verb: str) -> None:
+    """`--help` and bad flags answer at once. Followed through what the module imports of its own room."""
+    seen, left = set(), [verb, "cli"]
+    while left:
+        module = left.pop()
+        file = ROOT / "trilora" / "headless" / f"{module}.py"
+        if module in seen or not file.is_file():
+            continue
+        seen.add(module)
+        at_start = [node for node in parse(file).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        found = [each for node in at_start for each in imports(node)]
+        assert not {dotted.partition(".")[0] for level, dotted in found if level == 0} & HEAVY, file.name
+        left += [dotted.partition(".")[0] for level, dotted in found if level == 1]
 
 
 @pytest.mark.parametrize("file", files("nodes"), ids=name)

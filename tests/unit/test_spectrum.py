@@ -7,12 +7,14 @@ from trilora.errors import TriLoRAError
 from trilora.factors import Factors, canonical, delta
 from trilora.files import Adapter
 from trilora.gains import along
+from trilora.layers import TriLoRALayer
 from trilora.spectrum import (
     BINS,
     Band,
     bands,
     by_block,
     effective_rank,
+    glimpse,
     histogram,
     measure,
     only,
@@ -139,3 +141,23 @@ def test_an_adapter_of_zeros_is_told_without_a_number_that_is_none() -> None:
     zero = {"x": factors(3)._replace(sigma=torch.zeros(3))}
     assert "nan" not in table(measure(zero))
     assert set(histogram(line.sigma for line in measure(zero))) == {0}
+
+
+@pytest.mark.parametrize("shape", [(24, 10), (12, 6, 3, 3)])
+def test_a_glimpse_of_learning_layers_is_their_singular_values(shape: tuple[int, ...]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    layers = {
+        str(i): TriLoRALayer(
+            Factors(*(torch.randn(s, generator=draw) for s in ((shape[0], rank), (rank,), (rank, *shape[1:])))),
+            gain=0.5,
+        )
+        for i, rank in enumerate((4, 3, 4))
+    }
+    exact = [torch.linalg.svdvals(delta(layer.factors()).flatten(1))[:4] for layer in layers.values()]
+    wanted = torch.stack(exact).square().mean(0).sqrt()
+    torch.testing.assert_close(torch.tensor(glimpse(layers)), wanted, rtol=1e-3, atol=1e-3 * float(wanted[0]))
+
+
+def test_a_glimpse_of_layers_that_have_learned_nothing_is_zero() -> None:
+    layer = TriLoRALayer(Factors(torch.zeros(8, 2), torch.ones(2), torch.randn(2, 5)))
+    assert glimpse({"layer": layer}) == [0.0, 0.0]

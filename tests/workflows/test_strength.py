@@ -65,3 +65,28 @@ def test_every_widget_arrives_as_the_page_sends_it(comfy_server: Server, file: P
         run(comfy_server, **{**many, "adapter": 2})
     with pytest.raises(PromptError, match=r"matches 'blocks\.1'"):
         run(comfy_server, **{**many, "layers.pattern": "blocks.1"})
+
+
+def executed(server: Server, prompt: dict[str, Any]) -> set[str]:
+    """The nodes that ran, and did not come from ComfyUI's cache."""
+    messages = dict(server.run(prompt)["status"]["messages"])
+    return set(prompt) - set(messages["execution_cached"]["nodes"])
+
+
+def test_after_a_change_of_the_curve_only_the_strength_and_what_follows_run_again(
+    comfy_server: Server, file: Path
+) -> None:
+    curve = {"points": [[0, 0.5], [1, 0.25]], "interpolation": "linear"}
+    prompt = LATENTS | {"strength": node("TriLoRAStrength", model=["load", 0], strength=1.0, keep="all", curve=curve)}
+    comfy_server.run(prompt)
+    assert executed(comfy_server, prompt) == set()
+    curve["points"][1][1] = 0.3
+    assert executed(comfy_server, prompt) == {"strength", "sample", "end"}
+
+
+def test_the_page_is_told_where_the_energy_lies(comfy_server: Server, file: Path) -> None:
+    (told,) = run(comfy_server, **{"keep": "top k", "keep.k": 1})["spectrum"]
+    assert told["keep"] == {"keep": "top k", "k": 1}
+    assert len(told["sigma"]) == len(told["share"]) == 4
+    (group,) = told["groups"]
+    assert group["kept"] == [group["energy"][0], 0, 0, 0]

@@ -1,11 +1,15 @@
 """Stable Diffusion pipelines of diffusers, from a folder or a single file on this machine; nothing is downloaded."""
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 from huggingface_hub import snapshot_download
 
@@ -34,21 +38,42 @@ def load_pipeline(
         FileError: neither of the two, damaged, of another kind, or without its configuration.
     """
     path = Path(path)
-    if dtype not in DTYPES:
-        raise FileError(f"The type {dtype!r} is unknown. Choose one of: {', '.join(DTYPES)}.")
-    if path.is_dir():
-        pipe = _from_folder(path, DTYPES[dtype])
-    elif path.suffix == ".safetensors" and path.is_file():
-        pipe = _from_file(path, DTYPES[dtype], Path(config) if config else _cached_config(path))
-    else:
-        raise FileError(
-            f"{path} is neither a folder with a {INDEX} nor a .safetensors file. Give the path of a Stable Diffusion "
-            "1.x, 2.x or XL model that is on this machine; nothing is downloaded."
-        )
+    with _quietly():
+        pipe = _loaded(path, dtype, Path(config) if config else None)
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if module := getattr(pipe, name, None):
             module.requires_grad_(False).eval()
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _loaded(path: Path, dtype: str, config: Path | None) -> Any:
+    if dtype not in DTYPES:
+        raise FileError(f"The type {dtype!r} is unknown. Choose one of: {', '.join(DTYPES)}.")
+    if path.is_dir():
+        return _from_folder(path, DTYPES[dtype])
+    if path.suffix == ".safetensors" and path.is_file():
+        return _from_file(path, DTYPES[dtype], config or _cached_config(path))
+    raise FileError(
+        f"{path} is neither a folder with a {INDEX} nor a .safetensors file. Give the path of a Stable Diffusion "
+        "1.x, 2.x or XL model that is on this machine; nothing is downloaded."
+    )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No bars and no deprecations of diffusers and transformers within the block."""
+    levels = [(library, library.get_verbosity()) for library in (diffusers.logging, transformers.logging)]
+    try:
+        for library, _ in levels:
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for library, level in levels:
+            library.set_verbosity(level)
+            library.enable_progress_bar()
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> Any:

@@ -54,7 +54,7 @@ class Network:
     def pictures(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[-1] < 3 or not len(images):
             raise DataError(
-                f"Pictures of shape {tuple(images.shape)} can't be looked at. Give one or more, as (N, height, width, 3)."
+                f"Pictures of shape {tuple(images.shape)} can't be looked at. Give some, as (N, height, width, 3)."
             )
         parts = torch.split(images[..., :3].movedim(-1, 1), BATCH)
         return torch.cat([self._see(part.to(self._device, torch.float32).clamp(0, 1)).cpu().float() for part in parts])
@@ -71,8 +71,8 @@ def demo(folder: Path, device: str | torch.device = "cpu") -> Network:
     Raises:
         FileError: the folder does not hold it.
     """
-    network, heads = judge.load(folder)
-    words = judge.WordSide(network, heads)
+    network = judge.load(folder)
+    words = judge.WordSide(network)
     network.to(device)
     return Network("demo", 128, lambda x: network.features(_fitted(x, 128) * 2 - 1), words, device)
 
@@ -99,11 +99,13 @@ def clip(folder: Path, device: str | torch.device = "cpu") -> Network:
 
     def see(x: Tensor) -> Tensor:
         pixels = _normalised(_fitted(x, side, "bicubic").clamp(0, 1), CLIP_MEAN, CLIP_STD)
-        return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+        features: Tensor = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+        return features
 
     def read(prompts: list[str]) -> Tensor:
         words = tokens(prompts, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device)
-        return model.text_projection(model.text_model(**words).pooler_output)
+        features: Tensor = model.text_projection(model.text_model(**words).pooler_output)
+        return features
 
     return Network(f"clip {folder.name}", model.config.projection_dim, see, read, device)
 

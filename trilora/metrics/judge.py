@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 from ..errors import DataError, FileError
 
-Heads = Mapping[str, Sequence[str]]
-
 
 class Judge(nn.Module):
     """(n, 3, 128, 128) in [-1, 1] -> logits by head; `features` are the 128 numbers before the heads.
@@ -23,8 +21,9 @@ class Judge(nn.Module):
         heads: name -> the words that this head tells apart.
     """
 
-    def __init__(self, heads: Heads, widths: tuple[int, ...] = (24, 48, 64, 64)) -> None:
+    def __init__(self, heads: Mapping[str, Sequence[str]], widths: tuple[int, ...] = (24, 48, 64, 64)) -> None:
         super().__init__()
+        self.words = {name: list(words) for name, words in heads.items()}
         blocks: list[nn.Module] = []
         for before, after in zip((3, *widths[:-1]), widths, strict=True):
             blocks += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
@@ -41,22 +40,21 @@ class Judge(nn.Module):
         return {name: head(seen) for name, head in self.heads.items()}
 
 
-def load(folder: Path) -> tuple[Judge, Heads]:
-    """The judge of a folder with config.json and model.safetensors, in float32, and the words it knows.
+def load(folder: Path) -> Judge:
+    """The judge of a folder with config.json and model.safetensors, in float32.
 
     Raises:
         FileError: a file is missing or not whole.
     """
     try:
-        heads = json.loads((folder / "config.json").read_text(encoding="utf-8"))["heads"]
-        judge = Judge(heads)
+        judge = Judge(json.loads((folder / "config.json").read_text(encoding="utf-8"))["heads"])
         judge.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise FileError(
             f"{folder} does not hold the demo's extractor, config.json and model.safetensors ({error}). It is "
             "demo/judge of the pack: name that folder, or install the pack again, whole."
         ) from error
-    return judge.eval().requires_grad_(False), heads
+    return judge.eval().requires_grad_(False)
 
 
 class WordSide:
@@ -65,9 +63,9 @@ class WordSide:
     A word's direction is the row of its head, less the mean row of that head; a prompt is the sum of its words.
     """
 
-    def __init__(self, judge: Judge, heads: Heads) -> None:
+    def __init__(self, judge: Judge) -> None:
         self.directions: dict[str, Tensor] = {}
-        for name, words in heads.items():
+        for name, words in judge.words.items():
             rows = judge.get_parameter(f"heads.{name}.weight").detach()
             self.directions |= dict(zip(words, rows - rows.mean(0), strict=True))
 

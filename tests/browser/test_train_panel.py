@@ -1,0 +1,178 @@
+"""The live panel of Train TriLoRA, in ComfyUI's page."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_page import ComfyPage
+from playwright.sync_api import Locator, expect
+
+from devkit.server import Server
+
+pytestmark = [pytest.mark.server, pytest.mark.browser]
+
+DATASET, TRAIN, CANVAS, SAMPLERS, STYLED = 2, 3, 9, (10, 14), 12
+LONG = 240  # seconds that a busy machine may take
+RARELY_BUSY = 1000 * LONG
+WATCHED = """([id, every]) => {
+    const watch = LiteGraph.createNode("TriLoRATrainWatch"), train = app.graph.getNodeById(id);
+    watch.pos = [train.pos[0] + 1800, train.pos[1] + 700];
+    app.graph.add(watch);
+    watch.connect(0, train, train.findInputSlot("watch"));
+    const values = { score_every: every, "previews.every": every, "previews.steps": 1 };
+    for (const widget of watch.widgets) if (widget.name in values) widget.value = values[widget.name];
+}"""
+SECOND = """() => {
+    const first = app.graph.getNodeById(3), second = LiteGraph.createNode("TriLoRATrain");
+    second.pos = [first.pos[0] + 360, first.pos[1]];
+    app.graph.add(second);
+    for (const input of first.inputs) {
+        if (input.link == null) continue;
+        const link = app.graph.links[input.link], source = app.graph.getNodeById(link.origin_id);
+        source.connect(link.origin_slot, second, second.findInputSlot(input.name));
+    }
+    const save = LiteGraph.createNode("TriLoRASave");
+    app.graph.add(save);
+    save.widgets.find((w) => w.name === "filename").value = "second";
+    second.connect(0, save, 0);
+    const needed = ["DemoModel", "Dataset", "Train", "TrainWatch", "Save"].map((name) => `TriLoRA${name}`);
+    for (const node of [...app.graph.nodes]) if (!needed.includes(node.type)) app.graph.remove(node);
+    return second.id;
+}"""
+
+
+def small(page: ComfyPage, steps: int, seed: int, every: int) -> None:
+    """Make the first workflow's training a matter of seconds, with scores, pictures and spectra every few steps."""
+    page.set(DATASET, resolution=64)
+    page.set(CANVAS, width=64, height=64, batch_size=1)
+    for sampler in SAMPLERS:
+        page.set(sampler, steps=2)
+    page.set(TRAIN, steps=steps, batch=1, rank=4, seed=seed, preserve=0.3)
+    page.run(WATCHED, [TRAIN, every])
+
+
+def step_of(panel: Locator) -> int:
+    """The step that a panel shows."""
+    found = re.search(r"step (\d+) of", panel.text_content() or "")
+    return int(found[1]) if found else -1
+
+
+def curve_of(panel: Locator) -> str:
+    """The strong line of the loss chart."""
+    return panel.locator(".trilora-loss path").nth(1).get_attribute("d") or ""
+
+
+def stop(panel: Locator) -> Any:
+    return panel.get_by_role("button", name="Stop and keep")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs_on(comfy_server: Server) -> Any:
+    yield
+    comfy_server.post("/interrupt", {})
+    comfy_server.post("/queue", {"clear": True})
+
+
+def test_the_panel_follows_a_run_over_a_reload_and_in_a_second_tab_until_stop_and_keep(
+    page: ComfyPage, open_page: Callable[[], ComfyPage]
+) -> None:
+    small(page, steps=5000, seed=1, every=5)
+    page.look_at(TRAIN, 0.9)
+    panel = page.panel("Training")
+    expect(panel).to_contain_text("Run the workflow")
+    expect(stop(panel)).to_be_disabled()
+    prompt = page.queue()
+
+    page.until(lambda: step_of(panel) >= 6, "the sixth step", LONG)
+    seen = curve_of(panel)
+    page.until(lambda: len(curve_of(panel)) > len(seen), "a longer curve", LONG)
+    page.until(lambda: panel.locator(".trilora-film img").count() >= 2, "the second picture", LONG)
+    expect(panel.locator(".best")).to_have_count(1)
+    assert panel.locator(".trilora-sigma rect").count() == 4, "a bar for each singular value"
+    page.screenshot("train-running")
+
+    before = step_of(panel)
+    page.reload()
+    page.look_at(TRAIN, 0.9)
+    page.until(lambda: step_of(panel) >= before, "the run after a reload", LONG)
+    assert panel.locator(".trilora-film img").count() >= 2
+    assert len(curve_of(panel)) >= len(seen), "all of the curve is there, not what came after the reload"
+
+    other = open_page()
+    page.until(lambda: step_of(other.panel("Training")) >= before, "the run in a second tab", LONG)
+    assert other.panel("Training").locator(".trilora-film img").count() >= 2
+
+    panel.get_by_role("button", name="Preview at step 5, enlarge").press("Enter")
+    large = page.page.get_by_role("dialog", name="Preview, enlarged")
+    expect(large).to_contain_text("step 5 of 5000")
+    large.press("ArrowLeft")
+    expect(large).to_contain_text("step 0 of 5000")
+    page.screenshot("train-enlarged")
+    large.press("Escape")
+    expect(large).to_have_count(0)
+
+    stop(panel).press("Enter")
+    expect(panel).to_contain_text("done", timeout=RARELY_BUSY)
+    expect(stop(panel)).to_be_disabled()
+    ended = step_of(panel)
+    assert before <= ended < 5000
+    expect(other.panel("Training")).to_contain_text(f"step {ended} of 5000")
+    entry = page.server.wait(prompt, LONG)
+    assert page.server.images(entry, str(STYLED)), "the adapter was handed on, and a picture came of it"
+    assert (page.server.base / "models" / "loras" / "my_first_style.safetensors").exists()
+    page.screenshot("train-stopped")
+
+
+def test_save_now_writes_a_file_and_deleting_the_node_hurts_nothing(page: ComfyPage) -> None:
+    small(page, steps=5000, seed=2, every=1000)
+    page.look_at(TRAIN, 0.9)
+    panel = page.panel("Training")
+    page.queue()
+    page.until(lambda: step_of(panel) >= 1, "the first step", LONG)
+    panel.get_by_role("button", name="Save now").click()
+    expect(panel).to_contain_text("Saved, step", timeout=RARELY_BUSY)
+    name = re.search(r"models/loras/(\S+?\.safetensors)", panel.text_content() or "")
+    assert name, panel.text_content()
+    assert (page.server.base / "models" / "loras" / Path(name[1])).exists()
+    at = step_of(panel)
+    page.until(lambda: step_of(panel) > at, "the run to go on", LONG)
+    page.run("(id) => app.graph.remove(app.graph.getNodeById(id))", TRAIN)
+    expect(panel).to_have_count(0)
+    page.page.wait_for_timeout(1500)  # news of the run still comes
+
+
+def test_two_train_nodes_of_a_graph_do_not_mix(page: ComfyPage) -> None:
+    small(page, steps=3, seed=3, every=1000)
+    second = page.run(SECOND)
+    page.set(second, steps=4, learning_rate=0.002, batch=1, rank=2, seed=4)
+    page.look_at(TRAIN, 0.9)
+    page.server.wait(page.queue(), LONG)
+    for steps in (3, 4):
+        panel = page.page.get_by_role("region", name="Training").filter(has_text=f"step {steps} of {steps}")
+        expect(panel).to_have_count(1)
+        expect(panel).to_contain_text("done")
+        assert len(re.findall("[ML]", curve_of(panel))) == steps
+    page.screenshot("train-two")
+
+
+def test_the_panel_is_there_in_the_new_renderer_and_on_the_light_theme(
+    comfy_server: Server, open_page: Callable[[], ComfyPage]
+) -> None:
+    comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": True, "Comfy.ColorPalette": "light"})
+    try:
+        page = open_page()
+        small(page, steps=6, seed=5, every=3)
+        page.look_at(TRAIN)
+        panel = page.panel("Training")
+        expect(panel).to_be_visible()
+        page.queue()
+        expect(panel).to_contain_text("done", timeout=RARELY_BUSY)
+        expect(panel).to_contain_text("step 6 of 6")
+        assert panel.locator(".trilora-film img").count() == 3
+        inside = panel.evaluate("(panel) => panel.scrollWidth <= panel.clientWidth + 1 && panel.clientHeight > 200")
+        assert inside, "the panel is as wide as the node, and as high as what it shows"
+        page.screenshot("train-new-renderer-light")
+    finally:
+        comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"})

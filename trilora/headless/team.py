@@ -1,0 +1,42 @@
+"""The processes of `accelerate launch`: each works on its share of a batch, and their gradients are added."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..team import Alone, Team
+
+
+class Processes:
+    """`trilora.team.Team` by Hugging Face Accelerate."""
+
+    def __init__(self, device: str = "") -> None:
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(cpu=device == "cpu")
+        self.index, self.count = self.accelerator.process_index, self.accelerator.num_processes
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        for dtype in {tensor.dtype for tensor in tensors}:
+            same = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in same])
+            total = self.accelerator.reduce(flat, "sum").split([tensor.numel() for tensor in same])
+            for tensor, part in zip(same, total, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
+def gathered(device: str = "") -> tuple[Team, str, Callable[[], Any]]:
+    """The team of this process, the device it works on, and a context that the first process goes through first."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Alone(), device, _at_once
+    team = Processes(device)
+    return team, str(team.accelerator.device), team.accelerator.main_process_first
+
+
+@contextmanager
+def _at_once() -> Iterator[None]:
+    yield

@@ -1,0 +1,101 @@
+// What the server tells of trainings, kept for the panels that show them: everything when asked, then what is new.
+
+const EVENT = "trilora.progress";
+const MOST = 8000; // points kept of a curve; a longer one loses every second of them
+const panels = new Map(); // node -> what to call with its run
+const runs = new Map(); // node's place in the graph -> its run as known so far
+let asking;
+
+/**
+ * Call `show(run)` with what is known of a node's training, now and whenever there is news.
+ *
+ * @returns the function that ends it
+ */
+export function follow(node, app, api, show) {
+  if (!panels.size) listenTo(app, api);
+  panels.set(node, show);
+  askSoon(app, api);
+  return () => {
+    panels.delete(node);
+    askSoon(app, api);
+  };
+}
+
+let listening = false;
+function listenTo(app, api) {
+  if (listening) return;
+  listening = true;
+  api.addEventListener(EVENT, ({ detail }) => receive(detail, app, api));
+  api.addEventListener("reconnected", () => askSoon(app, api));
+  api.addEventListener("status", () => asking === "no client yet" && askSoon(app, api));
+}
+
+/** Once for all panels that come and go together, as when a workflow is loaded. */
+function askSoon(app, api) {
+  clearTimeout(asking);
+  asking = setTimeout(() => ask(app, api), 50);
+}
+
+/** Say which workflow this page shows; the answer is every run of it. */
+async function ask(app, api) {
+  const client = api.clientId ?? api.initialClientId;
+  if (!client) {
+    asking = "no client yet";
+    return;
+  }
+  const workflow = panels.size ? app.rootGraph.id : "";
+  const answer = await post(api, "watch", { client_id: client, workflow });
+  for (const run of answer?.runs ?? []) receive(run, app, api);
+}
+
+/** POST to one of the pack's routes; null where it finds nothing or nobody answers. */
+export async function post(api, route, body) {
+  try {
+    const answer = await api.fetchApi(`/trilora/${route}`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+    });
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null; // the server is gone; ComfyUI's page says so itself
+  }
+}
+
+function receive(message, app, api) {
+  if (message.workflow !== app.rootGraph.id) return;
+  const node = nodeAt(app.rootGraph, message.node);
+  if (!panels.has(node)) return;
+  const run = joined(runs.get(message.node), message);
+  if (!run) {
+    askSoon(app, api); // something in between was missed
+    return;
+  }
+  runs.set(message.node, run);
+  panels.get(node)(run);
+}
+
+/** The node at an execution id: "7", or "5:7" for the node 7 inside the subgraph node 5. */
+export function nodeAt(graph, id) {
+  const path = String(id).split(":");
+  const last = path.pop();
+  for (const step of path) graph = graph?.getNodeById(Number(step))?.subgraph;
+  return graph?.getNodeById(Number(last));
+}
+
+/** A run with a message's news in it; null where the message does not follow on what is known. */
+export function joined(known, message) {
+  const fresh = known?.run !== message.run || message.whole;
+  if (fresh && message.after > 0) return null;
+  if (!fresh && message.after > known.step) return null;
+  const base = fresh ? { curve: [], held: new Map(), films: new Set(), sigmas: new Map() } : known;
+  const last = base.curve.at(-1)?.step ?? 0;
+  message.steps.forEach((step, i) => {
+    if (step > last) base.curve.push({ step, loss: message.loss[i], preservation: message.preservation[i] });
+  });
+  for (const [step, value] of message.held_out) base.held.set(step, value);
+  for (const step of message.pictures) base.films.add(step);
+  for (const [step, values] of message.spectra) base.sigmas.set(step, values);
+  const curve = base.curve.length > MOST ? base.curve.filter((_, i) => i % 2) : base.curve;
+  return { ...base, ...message, curve };
+}
