@@ -23,7 +23,7 @@ GOALS = {
     4: (Goal(OURS, FLOOR, 1.05), Goal(OURS, LORA, 1.02), Goal(OURS, BYPASS, 0.15), Goal(OURS, PEFT, 0.97)),
 }
 TURNS, CORE_TURNS = 9, 3  # core makes two steps a turn
-DEFAULT_NEEDS = 24e9  # bytes; it was killed at 18 GB, base and all
+DEFAULT_NEEDS = 24e9  # bytes; a run with core's arms in it was killed at 18 GB
 
 
 def run(args: argparse.Namespace) -> list[Table]:
