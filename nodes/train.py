@@ -150,9 +150,9 @@ def advanced_inputs() -> list:
         ),
         io.Float.Input(
             "preserve", default=0.3, min=0.0, max=10.0, step=0.05, advanced=True,
-            tooltip="How much prompts without the trigger word must stay as they were. 0.3 removes most of the "
-            "forgetting and makes a step about half as long again; 0 switches it off, and without a trigger word it "
-            "is off.",
+            tooltip="How much prompts without the trigger word must stay as they were. 0.3 holds them gently and "
+            "makes a step about half as long again; 1 holds them firmer at the cost of some style; 0 switches it off, "
+            "and without a trigger word it is off.",
         ),
         io.Float.Input(
             "shrink", default=0.0, min=0.0, max=0.9, step=0.05, advanced=True,
