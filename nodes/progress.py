@@ -17,6 +17,7 @@ from ..trilora.training import Step
 from .live import Live
 
 PREVIEW_SIZE = 512  # pixels of the longer side that the page is sent
+APART = 0.25  # seconds between two words to the page
 
 
 class Progress:
@@ -90,7 +91,7 @@ class Progress:
         self.live.set(stage="learning", text="", pace=pace, best=run.best.step)
 
     def _due(self) -> bool:
-        due = time.monotonic() - self.told > 0.25
+        due = time.monotonic() - self.told > APART
         if due:
             self.told = time.monotonic()
         return due

@@ -13,7 +13,7 @@ from devkit.server import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
 
-DATASET, TRAIN, CANVAS, SAMPLERS, STYLED = 2, 3, 9, (10, 14), 12
+DATASET, TRAIN, CANVAS, SAMPLERS, STYLED = 2, 3, 4, (11, 14), 16
 LONG = 240  # seconds that a busy machine may take
 RARELY_BUSY = 1000 * LONG
 WATCHED = """([id, every]) => {
@@ -97,12 +97,12 @@ def test_the_panel_follows_a_run_over_a_reload_and_in_a_second_tab_until_stop_an
     page.reload()
     page.look_at(TRAIN, 0.9)
     page.until(lambda: step_of(panel) >= before, "the run after a reload", LONG)
-    assert panel.locator(".trilora-film img").count() >= 2
+    page.until(lambda: panel.locator(".trilora-film img").count() >= 2, "the pictures after a reload", LONG)
     assert len(curve_of(panel)) >= len(seen), "all of the curve is there, not what came after the reload"
 
     other = open_page()
     page.until(lambda: step_of(other.panel("Training")) >= before, "the run in a second tab", LONG)
-    assert other.panel("Training").locator(".trilora-film img").count() >= 2
+    other.until(lambda: other.panel("Training").locator(".trilora-film img").count() >= 2, "its pictures", LONG)
 
     panel.get_by_role("button", name="Preview at step 5, enlarge").press("Enter")
     large = page.page.get_by_role("dialog", name="Preview, enlarged")

@@ -164,9 +164,13 @@ def nothing_unfinished(comfy_base: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def bar(comfy: Any) -> Iterator[Callable[[Callable[[int], None]], None]]:
-    """Listen to ComfyUI's progress bar, as its server does: `bar(at_step)` calls back with each step."""
+def bar(
+    comfy: Any, room: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Callable[[int], None]], None]]:
+    """Listen to ComfyUI's progress bar, as its server does: `bar(at_step)` calls back with the steps it tells of."""
     import comfy.utils
+
+    monkeypatch.setattr(room("nodes.progress"), "APART", -1.0)
 
     def listen(at_step: Callable[[int], None]) -> None:
         comfy.utils.set_progress_bar_global_hook(lambda value, total, preview=None, node_id=None: at_step(value))

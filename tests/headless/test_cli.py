@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,8 @@ def test_a_run_that_is_interrupted_keeps_its_work_and_goes_on_to_the_same_bits(
     words = train_words(**same_words)
     command = [sys.executable, "-m", "trilora", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in the background may be deaf to Ctrl-C
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heard)
     deadline = time.monotonic() + 300
     while not list((tmp_path / "runs").glob("*/step-*.safetensors")):
         assert running.poll() is None

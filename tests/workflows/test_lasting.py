@@ -51,16 +51,18 @@ def until(found: Callable[[], Any], seconds: float = 120) -> Any:
     pytest.fail("what was waited for did not come")
 
 
-def states(base: Path) -> list[str]:
-    """The states on disk of the run that was written to last."""
+def states(base: Path, since: int = 0) -> list[str]:
+    """The states on disk of the run that was written to last, not before `since` (ns)."""
     found = list((base / "output" / "TriLoRA" / "runs").glob("*/step-*.safetensors"))
+    found = [path for path in found if path.stat().st_mtime_ns >= since]
     newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
     return sorted(path.name for path in found if path.parent == newest.parent)
 
 
 def test_stop_and_keep_ends_the_run_and_hands_the_adapter_on(comfy_server: Server) -> None:
+    before = time.time_ns()
     prompt = comfy_server.queue(training("stopped", steps=3_000))
-    until(lambda: [name for name in states(comfy_server.base) if "step-0000003" <= name < "step-0000100"])
+    until(lambda: [name for name in states(comfy_server.base, before) if "step-0000003" <= name < "step-0000100"])
     try:
         assert comfy_server.post("/trilora/stop", {"node_id": "train"}) == {"stopped": ["train"]}
         entry = comfy_server.wait(prompt, 120)
