@@ -7,28 +7,18 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from trilora.headless import study
 
-CHROMIUM = Path("/usr/bin/chromium")
 COLOURS = {"plainlora": (212, 42, 46), "tridelta": (44, 104, 222), "barebase": (46, 158, 74)}
 PAGES = 5
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        path = str(CHROMIUM) if CHROMIUM.exists() else None
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def window(chromium: Browser) -> Iterator[Page]:
+def window(browser: Browser) -> Iterator[Page]:
     """A page of a fresh browser profile; an error in its script fails the test."""
-    page = chromium.new_context(accept_downloads=True, viewport={"width": 1280, "height": 860}).new_page()
+    page = browser.new_context(accept_downloads=True, viewport={"width": 1280, "height": 860}).new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page

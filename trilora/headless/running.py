@@ -100,7 +100,8 @@ def run_training(plan: Plan) -> Outcome:
     encoded = {name: each for name, (_, each) in both.items()}
     told = partial(_told, denoiser)
     data = {name: session.preserving(pictures, plain, told) for name, (pictures, _) in both.items()}
-    start, carried = _start(pipe, plan)
+    begun = files.load(Path(plan.start_from)) if plan.start_from else None
+    start, carried = _start(pipe, begun)
     modules = {path: pipe.unet.get_submodule(path) for path in start}
     modules = modules or select(pipe.unet, plan.training.targets, plan.training.blocks)
     layers = _layers(pipe, modules, plan.training, start)
@@ -111,7 +112,7 @@ def run_training(plan: Plan) -> Outcome:
         training = Training(
             denoiser, layers, switch, data["train"], plan.training, data.get("regularisation", ()), team=team
         )
-        run = _run(plan, training, encoded, data, pipe)
+        run = _run(plan, training, encoded, data, pipe, begun)
         film = Film(plan.preview, run.folder, _painter(plan, pipe, sets["train"], encoded["train"]))
         outcome = Outcome(plan, run, film, base_of(pipe), modules, sets["train"], carried)
         _go(outcome, progress, [variants[0] for variants in data.get("held out") or data["train"]])
@@ -183,11 +184,10 @@ def _told(denoiser: DiffusersDenoiser, read: Any, latent: torch.Tensor) -> Any:
     return denoiser.told(read, (width, height), None)
 
 
-def _start(pipe: Any, plan: Plan) -> tuple[dict[str, Factors], dict[str, Factors]]:
+def _start(pipe: Any, adapter: Adapter | None) -> tuple[dict[str, Factors], dict[str, Factors]]:
     """Factors to go on with by layer path, and those, by their own names, that can only be carried along."""
-    if not plan.start_from:
+    if adapter is None:
         return {}, {}
-    adapter = files.load(Path(plan.start_from))
     carried = {name: f for name, f in adapter.layers.items() if name.startswith(("lora_te", "text_encoder"))}
     own = Adapter({name: f for name, f in adapter.layers.items() if name not in carried}, adapter.metadata)
     return placed(pipe, own).get("unet", {}), carried
@@ -206,12 +206,13 @@ def _layers(
 
 
 def _run(
-    plan: Plan, training: Training, encoded: Mapping[str, Encoded], data: Mapping[str, list[Variants]], pipe: Any
-) -> Run:
+    plan: Plan, training: Training, encoded: Mapping[str, Encoded], data: Mapping[str, list[Variants]], pipe: Any,
+    begun: Adapter | None,
+) -> Run:  # fmt: skip
     """The run in its folder: one for each base, data and course."""
     identities = {name: each.identity for name, each in encoded.items()}
-    start = session.named(files.load(Path(plan.start_from)) if plan.start_from else None)
-    about = {"data": [identities, _lines(plan.preserve_captions)], "model": named(pipe.unet), "start": start}
+    about = {"data": [identities, _lines(plan.preserve_captions)], "model": named(pipe.unet)}
+    about["start"] = session.named(begun)
     folder = folder_of(plan.root, plan.data.trigger, identity(training.settings.course(), about))
     held_out = [variants[0] for variants in data.get("held out", [])]
     card = json.loads(json.dumps({**about, "settings": asdict(training.settings)}))
