@@ -234,3 +234,17 @@ def test_a_run_that_is_interrupted_keeps_its_work_and_goes_on_to_the_same_bits(
     assert "going on from step" in said.out
     assert trilora(*train_words(**same_words, runs=tmp_path / "whole", output=tmp_path / "whole.safetensors")).code == 0
     assert same(files.load(tmp_path / "out.safetensors"), files.load(tmp_path / "whole.safetensors"))
+
+
+def test_a_training_goes_on_from_an_adapter_with_all_its_layers(
+    trilora: Callable, train_words: Callable, tmp_path: Path
+) -> None:
+    few_pictures(tmp_path / "pictures", 2)
+    start = ROOT / "demo" / "loras" / "stained_glass.safetensors"
+    words = {"pictures": tmp_path / "pictures", "resolution": 32, "steps": 1, "learning_rate": 1e-9}
+    said = trilora(*train_words(**words, start_from=start))
+    assert said.code == 0, said.err
+    before, after = files.load(start).layers, files.load(tmp_path / "out.safetensors").layers
+    assert before.keys() == after.keys()
+    for name, factors in before.items():
+        torch.testing.assert_close(delta(after[name]), delta(factors), rtol=1e-3, atol=1e-5)
