@@ -13,6 +13,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from benchmarks._comfyui import ComfyUI, Wires, comfyui_here
 from benchmarks._measure import Clock, Goal, Table, main
 
@@ -78,9 +80,10 @@ class Field:
         self.ui, self.wires, self.steps, self.every = ui, wires, steps, every
         data = ui.run("TriLoRADataset", folder=[STYLE], trigger=[TRIGGER], resolution=[128], bucket_step=[0])[0]
         encode = ui.module("nodes.encoding").encode
-        self.train, self.held = (
-            encode(part, wires.clip, wires.vae, False, lambda *_: None) for part in data.split(0.25, 0)
-        )
+        with torch.inference_mode():  # as ComfyUI runs every node
+            self.train, self.held = (
+                encode(part, wires.clip, wires.vae, False, lambda *_: None) for part in data.split(0.25, 0)
+            )
 
     def course(self, about: Mapping[str, Any], rate: float, seed: int) -> Course:
         """Train one arm, looking at the held-out pictures every so many steps."""
