@@ -93,6 +93,7 @@ class Bench:
         self.denoiser = DiffusersDenoiser(self.pipe)
         self.network: nn.Module = self.pipe.unet
         self.modules = select(self.network)
+        self.probes = self._probes()  # now, while nothing is attached
 
     @property
     def scale(self) -> Scale:
@@ -124,8 +125,7 @@ class Bench:
     def train(self) -> list[Variants]:
         return self.encoded(self.parts[0])
 
-    @cached_property
-    def probes(self) -> dict[str, Probe]:
+    def _probes(self) -> dict[str, Probe]:
         data = {"validation": self.parts[1], "style": self.parts[2], "plain": self.world[1]}
         return {name: Probe(self.denoiser, [v[0] for v in self.encoded(d)]) for name, d in data.items()}
 

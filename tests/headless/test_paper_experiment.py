@@ -89,3 +89,15 @@ def test_the_specialised_base_leaves_the_base_itself_as_it_was(finished: Any) ->
     first.unlink()
     run.main(["--out", str(out), "--rows", "table1"])
     assert Store(out).result(job)["fid"] == pytest.approx(before["fid"], rel=1e-6)
+
+
+def test_a_row_that_is_run_alone_comes_out_as_among_the_others(finished: Any) -> None:
+    """Forgetting is the distance to the base, whatever is attached when it is first asked for."""
+    out: Path = finished[0]
+    row = next(path for path in sorted(out.glob("long-*.json")) if "base" not in path.name)
+    before = json.loads(row.read_text())["points"]
+    row.unlink()
+    run.main(["--out", str(out), "--rows", "long"])
+    after = json.loads(row.read_text())["points"]
+    assert before[0]["forgotten"] > 0
+    assert [p["forgotten"] for p in after] == pytest.approx([p["forgotten"] for p in before], rel=1e-4)
