@@ -28,7 +28,7 @@ SIZES = {  # least width and height, in either renderer and after a run; the pag
     "VAEDecode": (0, 54),
     "TriLoRAApply": (0, 138),
     "TriLoRACompare": (560, 960),
-    "TriLoRADataset": (320, 700),
+    "TriLoRADataset": (320, 840),
     "TriLoRADemoModel": (0, 126),
     "TriLoRADemoPictures": (0, 218),
     "TriLoRAEvaluate": (340, 300),
