@@ -206,8 +206,8 @@ def diffusers_unet(bed: Bed) -> Any:
         unet = UNet2DConditionModel(**bed.diffusers)
     weights = bed.network.state_dict()
     names = comfy.utils.unet_to_diffusers(bed.model.model.model_config.unet_config)
-    shaped = {outer: weights[inner] for outer, inner in names.items() if inner in weights}
     meant = unet.state_dict()
+    shaped = {outer: weights[inner] for outer, inner in names.items() if inner in weights and outer in meant}
     unet.load_state_dict({k: w.reshape(meant[k].shape) for k, w in shaped.items()}, assign=True)
     return unet.to(bed.device).requires_grad_(False).train()
 

@@ -1,6 +1,7 @@
 """What keeping the base costs and brings: preservation from the start, and repair afterwards, against neither.
 
     python benchmarks/preserve.py            # three seeds, hours of one core; with --keep it goes on after a break
+    python benchmarks/preserve.py --over     # the plain LoRA learns 8 pictures alone, twice as long: over-trained
     python benchmarks/preserve.py --quick    # one seed, about five minutes: shows that it runs, its figures say little
 
 On the demo model. A plain LoRA is trained long enough to forget its base. Style is the loss, with the trigger word,
@@ -45,9 +46,10 @@ ARMS = (*PRESERVED, REPAIRED, FIRMER, ALONE, WITH_PICTURES)
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained and measured."""
+    """How much is trained and measured; `learned` is how many of the style's pictures are learned from."""
 
     steps: int = 400
+    learned: int = 100
     repair: int = 400
     captions: int = 40
     world: int = 15
@@ -55,7 +57,8 @@ class Size:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-FULL, QUICK = Size(), Size(steps=30, repair=15, captions=10, world=4, turns=2, seeds=(0,))
+FULL, OVER = Size(), Size(steps=800, learned=8)
+QUICK = Size(steps=30, repair=15, captions=10, world=4, turns=2, seeds=(0,))
 
 
 class Pack:
@@ -95,7 +98,8 @@ class Bench:
 
     def __init__(self, pack: Pack, size: Size, kept: Path) -> None:
         self.pack, self.size, self.kept = pack, size, kept
-        self.train, held = self.dataset(folder=[STYLE]).split(0.25, 0)
+        train, held = self.dataset(folder=[STYLE]).split(0.25, 0)
+        self.train = replace(train, pictures=train.pictures[: size.learned])
         unseen = {picture.caption for picture in held.pictures}
         words = dict.fromkeys(caption(spec) for spec in specs_over(trained_triples(), 3 * size.captions, seed=5))
         self.captions = [text for text in words if text not in unseen][: size.captions]
@@ -208,13 +212,15 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, few steps: the figures say little")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="one seed, few steps: the figures say little")
+    sizes.add_argument("--over", action="store_true", help="an over-trained LoRA: eight pictures, 800 steps")
     parser.add_argument("--seeds", type=int, nargs="*", help="which seeds")
     parser.add_argument("--arms", nargs="*", default=ARMS, help="which rows")
     parser.add_argument("--keep", type=Path, help="folder for adapters and pictures, with which a later call goes on")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    size = QUICK if options.quick else FULL
+    size = QUICK if options.quick else OVER if options.over else FULL
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():  # as ComfyUI runs every node
         kept = options.keep or Path(folder) / "kept"
         kept.mkdir(parents=True, exist_ok=True)

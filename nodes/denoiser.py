@@ -1,6 +1,6 @@
 """The graph's own MODEL as a `Denoiser`, once it is lent (`lending.lent`)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+
+from ..trilora.shelf import mapped
 
 
 class ComfyDenoiser:
@@ -45,7 +47,7 @@ class ComfyDenoiser:
         return torch.cat(parts)[torch.tensor(sum(groups, [])).argsort().to(noisy.device)]
 
     def _together(self, noisy: Tensor, levels: Tensor, conditions: Sequence[Any]) -> Tensor:
-        inputs = _mapped(comfy.samplers.cond_cat(conditions), lambda tensor: tensor.to(self.device))
+        inputs = mapped(comfy.samplers.cond_cat(conditions), lambda tensor: tensor.to(self.device))
         options = {**self.options, "cond_or_uncond": [0], "sigmas": levels}
         with self._precise():
             return self.model.apply_model(noisy, levels, transformer_options=options, **inputs)
@@ -63,7 +65,7 @@ class ComfyDenoiser:
             self.model.extra_conds, conds, batch, self.device, "positive", latent_image=batch, denoise_mask=None, seed=0
         )
         return {
-            name: cond._copy_with(_mapped(cond.cond, _ordinary)).process_cond(batch_size=1, area=None)
+            name: cond._copy_with(mapped(cond.cond, _ordinary)).process_cond(batch_size=1, area=None)
             for name, cond in conds[0]["model_conds"].items()
         }
 
@@ -104,17 +106,6 @@ def alike(conditions: Sequence[dict[str, Any]]) -> list[list[int]]:
 def _ordinary(tensor: Tensor) -> Tensor:
     """A tensor made under inference mode, cloned so that autograd may save it."""
     return tensor.detach().clone().cpu()
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Every tensor within dicts and lists changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(item, change) for item in value)
-    return value
 
 
 def _attention(_chosen, *args, **kwargs) -> Tensor:

@@ -1,11 +1,10 @@
 """Pictures and captions by the graph's own VAE and CLIP."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
 from comfy.model_base import SDXL, HunyuanDiT, SDXLRefiner
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from ..trilora.cache import Cache
 from ..trilora.dataset import Dataset
 from ..trilora.encoding import Encoded, Shown, Tick
 from ..trilora.objective import Variants
+from ..trilora.shelf import mapped
 from . import fingerprint
 from .denoiser import ComfyDenoiser
 
@@ -60,12 +60,14 @@ class ModelTeller:
         self.denoiser = denoiser
 
     def scaled(self, raw: Tensor) -> Tensor:
-        latent = self.denoiser.model.process_latent_in(raw.clone())
-        return latent.to(self.denoiser.device, torch.float32)
+        return self.denoiser.model.process_latent_in(raw.clone()).float().cpu()
 
     def told(self, read: list, latent: Tensor, size: Size, shown: Shown | None) -> dict[str, Any]:
         sizes = _sizes(size, shown) if shown and isinstance(self.denoiser.model, SIZED) else {}
         return self.denoiser.encode([[cond, {**about, **sizes}] for cond, about in read], latent)
+
+    def mapped(self, told: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        return {name: cond._copy_with(mapped(cond.cond, change)) for name, cond in told.items()}
 
 
 def _sizes(size: Size, shown: Shown) -> dict[str, int]:

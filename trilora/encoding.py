@@ -12,6 +12,7 @@ from .cache import Cache, digest
 from .dataset import Dataset
 from .objective import Example, Variants
 from .pictures import Encoding, Picture
+from .shelf import Shelf
 
 Tick = Callable[[str, int, int], None]  # what is done, how many are done, of how many; may raise to cancel
 FORMAT = 1  # of the cache's entries
@@ -46,11 +47,15 @@ class Teller(Protocol):
     """What turns encodings into what a denoiser takes."""
 
     def scaled(self, raw: Tensor) -> Tensor:
-        """A latent as the model wants it, float32 on its device."""
+        """A latent as the model wants it, float32 on the CPU."""
         ...
 
     def told(self, read: Any, latent: Tensor, size: Size, shown: Shown | None) -> Any:
         """The condition of one prompt at one latent; shown is None for a picture that came encoded."""
+        ...
+
+    def mapped(self, told: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """A condition with every tensor in it changed."""
         ...
 
 
@@ -65,6 +70,7 @@ class Encoded:
         captions: what was read of each prompt; of pictures that came encoded, only of the empty prompt.
         plain: whether captions without the trigger word are among them.
         identity: a hash of all that decides the run's data: pictures, captions, masks, settings, VAE and CLIP.
+        shelf: where latents and captions lie, and the examples made of them.
     """
 
     dataset: Dataset
@@ -73,6 +79,7 @@ class Encoded:
     captions: dict[str, Any]
     plain: bool
     identity: str
+    shelf: Shelf
 
     @property
     def largest(self) -> torch.Size:
@@ -95,7 +102,8 @@ def encode(dataset: Dataset, encoder: Encoder, plain: bool, tick: Tick, cache: C
     """
     plain = plain and dataset.has_plain
     prompts = _prompts(dataset, plain)
-    work = _Work(encoder, cache, tick, len(dataset.pictures) + len(prompts))
+    shelf = Shelf(cache.folder if cache else None)
+    work = _Work(encoder, cache, shelf, tick, len(dataset.pictures) + len(prompts))
     masks = [dataset.weights_of(picture) for picture in dataset.pictures]  # a bad one is told before the slow part
     latents = [work.latents(dataset, picture) for picture in dataset.pictures]
     captions = {prompt: work.caption(prompt) for prompt in prompts}
@@ -103,7 +111,7 @@ def encode(dataset: Dataset, encoder: Encoder, plain: bool, tick: Tick, cache: C
         cache.trim()
     small = [_small(mask, ways) for mask, ways in zip(masks, latents, strict=True)]
     identity = digest([dataset.identity(), dict(encoder.names)])
-    return Encoded(dataset, tuple(latents), tuple(small), captions, plain, identity)
+    return Encoded(dataset, tuple(latents), tuple(small), captions, plain, identity, shelf)
 
 
 def examples(teller: Teller, encoded: Encoded) -> list[Variants]:
@@ -116,8 +124,8 @@ def examples(teller: Teller, encoded: Encoded) -> list[Variants]:
     for picture, latents, masks in zip(encoded.dataset.pictures, encoded.latents, encoded.masks, strict=True):
         shown: list[Example] = []
         for raw, mask in zip(latents, masks, strict=True):
-            latent = teller.scaled(raw)
-            mask = None if mask is None else mask.clone().to(latent.device)
+            latent = encoded.shelf.kept(teller.scaled(raw))
+            mask = None if mask is None else mask.clone()
             texts = told.of(picture, latent)
             shown += (Example(latent, text, plain, mask=mask, blank=blank) for text, plain, blank in texts)
         made.append(tuple(shown))
@@ -147,6 +155,7 @@ class _Work:
 
     encoder: Encoder
     cache: Cache | None
+    shelf: Shelf
     tick: Tick
     total: int
     done: int = 0
@@ -168,11 +177,11 @@ class _Work:
         self._next(f"encoding “{prompt}”")
         name = self.encoder.names["clip"]
         if name is None or "embedding:" in prompt:  # such a word's file may change
-            return self.encoder.read(prompt)
+            return self.shelf.kept(self.encoder.read(prompt))
         return self._kept(["caption", FORMAT, prompt, name], lambda: self.encoder.read(prompt))
 
     def _kept(self, key: list[Any], make: Callable[[], Any]) -> Any:
-        return self.cache.kept(key, make) if self.cache else make()
+        return self.shelf.kept(self.cache.kept(key, make) if self.cache else make())
 
     def _next(self, text: str) -> None:
         self.done += 1
@@ -190,7 +199,7 @@ class _Told:
         """(condition, plain, blank) for each order of a picture's tags."""
         blank = self._text("", picture, latent) if self.dataset.caption_dropout else None
         if isinstance(picture.source, Encoding):
-            condition = self.teller.told(picture.source.conditioning, latent, self.dataset.size_of(picture), None)
+            condition = self._told(picture.source.conditioning, latent, self.dataset.size_of(picture), None)
             return [(condition, None, blank)]
         return [
             (
@@ -207,5 +216,8 @@ class _Told:
             shown = Shown(picture.size, self.dataset.placement_of(picture).crop)
         key = (prompt, tuple(latent.shape), size, shown)
         if key not in self.made:
-            self.made[key] = self.teller.told(self.encoded.captions[prompt], latent, size, shown)
+            self.made[key] = self._told(self.encoded.captions[prompt], latent, size, shown)
         return self.made[key]
+
+    def _told(self, read: Any, latent: Tensor, size: Size, shown: Shown | None) -> Any:
+        return self.teller.mapped(self.teller.told(read, latent, size, shown), self.encoded.shelf.kept)

@@ -80,12 +80,12 @@ def gaps(
     Args:
         denoiser: the model, for b of each level.
         estimate: (B, ...).
-        target: (B, ...).
+        target: (B, ...), on any device.
         levels: (B,).
         masks: one for each, (height, width) or None; the mean is then weighted by it.
         huber: δ of the pseudo-Huber loss 2δ(√(e² + δ²) - δ), which is e² for small errors e; 0 for e².
     """
-    difference = estimate - target
+    difference = estimate - target.to(estimate.device)
     scale = denoiser.output_scale(levels).view(-1, *[1] * (difference.ndim - 1))
     squares = (difference / scale).square()
     if huber:

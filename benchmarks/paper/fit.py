@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.paper.bench import CREATURES, Bench, gained, load_factors, save_factors
-from benchmarks.paper.jobs import ELSEWHERE, PLAIN, PRESERVED, SHRUNK, Job, Store
+from benchmarks.paper.jobs import BARE, ELSEWHERE, PLAIN, PRESERVED, SHRUNK, Job, Store
 from benchmarks.paper.methods import METHODS, begin, settings_of
 from benchmarks.paper.paint import measured, paint
 from trilora.attach import attached, standing_in
@@ -22,7 +22,7 @@ from trilora.training import Training, create_layers, frozen, learned
 
 LAMBDA = 0.3
 HOW: Mapping[str, dict[str, float]] = {
-    PLAIN: {}, PRESERVED: {"preserve": LAMBDA}, ELSEWHERE: {"preserve": LAMBDA}, SHRUNK: {"shrink": 0.15}
+    PLAIN: {}, BARE: {}, PRESERVED: {"preserve": LAMBDA}, ELSEWHERE: {"preserve": LAMBDA}, SHRUNK: {"shrink": 0.15}
 }  # fmt: skip
 TAILS, TOPS = (0.85, 0.7, 0.5), (3, 2, 1)
 
@@ -32,7 +32,7 @@ def fit(bench: Bench, job: Job, store: Store) -> dict[str, Any]:
     scale, begun = bench.scale, time.process_time()
     more = {"steps": scale.steps, "learning_rate": job.rate, "seed": job.seed, **HOW[job.how]}
     settings = settings_of(job.method, bench.settings(**more))
-    examples = without_trigger(bench) if job.how == ELSEWHERE else bench.train
+    examples = without_trigger(bench, bench.train) if job.how in (BARE, ELSEWHERE) else bench.train
     layers = begin(job.method, bench.modules, settings)
     probe = bench.probes["validation"]
     points: list[dict[str, Any]] = []
@@ -55,24 +55,30 @@ def fit(bench: Bench, job: Job, store: Store) -> dict[str, Any]:
     return {"points": points, "validation": validation, "parameters": size, "seconds": round(seconds, 1)}
 
 
-def without_trigger(bench: Bench) -> list[Variants]:
-    """The training pictures with their captions alone; the base is to be kept on other captions, one after another."""
+def without_trigger(bench: Bench, pictures: list[Variants]) -> list[Variants]:
+    """Pictures with their captions alone; the base is to be kept on captions of other things, one after another."""
     lent = [variants[0].condition for variants in bench.encoded(bench.world[0])]
     return [
         tuple(replace(e, condition=e.plain, plain=lent[i % len(lent)]) for e in variants)
-        for i, variants in enumerate(bench.train)
+        for i, variants in enumerate(pictures)
     ]
 
 
 def after(bench: Bench, job: Job, store: Store) -> dict[str, Any]:
-    """What can be done to a finished adapter: dials on its singular values, Σ alone tuned, and repair."""
-    begun = time.process_time()
-    factors = load_factors(store.factors(Job("fit", job.method, job.seed, job.rate)))
+    """What can be done to a finished adapter: dials on its singular values, Σ alone tuned, and repair.
+
+    One that was trained without a trigger word is repaired alone.
+    """
+    begun, bare = time.process_time(), job.how == BARE
+    factors = load_factors(store.factors(replace(job, kind="fit")))
     points = []
     for name, value, gains in [("as trained", 1.0, torch.ones(bench.scale.rank)), *_dials(bench.scale.rank)]:
-        with bench.wearing(factors) as layers, gained(layers, gains):
-            points.append(bench.point(dial=name, value=value))
-    points += _sigma_alone(bench, job, factors) + _repair(bench, job, factors)
+        if name == "as trained" or not bare:
+            with bench.wearing(factors) as layers, gained(layers, gains):
+                points.append(bench.point(dial=name, value=value))
+    if not bare:
+        points += _sigma_alone(bench, job, factors)
+    points += _repair(bench, job, factors)
     return {"points": points, "seconds": round(time.process_time() - begun, 1)}
 
 
@@ -102,18 +108,21 @@ def _repair(bench: Bench, job: Job, factors: Mapping[str, Factors]) -> list[dict
         schedule="cosine",
     )  # fmt: skip
     settings = replace(settings, method=METHODS[job.method].method, batch=max(1, settings.batch // 2))
-    examples = bench.encoded(_painted(bench, job.seed, factors))
+    trigger = "" if job.how == BARE else f"{CREATURES}, "
+    examples = bench.encoded(_painted(bench, job.seed, factors, trigger))
+    if job.how == BARE:  # what the adapter does to other things is no target, where no word asks for it
+        examples = without_trigger(bench, examples[: bench.scale.captions])
     teaching, layers = frozen(bench.modules, factors), create_layers(bench.modules, settings, factors)
     return _tuned_on(bench, layers, settings, examples, "repair", teaching)
 
 
-def _painted(bench: Bench, seed: int, factors: Mapping[str, Factors]) -> Dataset:
+def _painted(bench: Bench, seed: int, factors: Mapping[str, Factors], trigger: str) -> Dataset:
     """Pictures of the training captions by the adapter, and of plain captions by the base, without a data set."""
     count = bench.scale.captions
     ours = [picture.caption for picture in bench.parts[0].pictures[:count]]
     others = [picture.caption for picture in bench.world[0].pictures[:count]]
     with bench.wearing(factors):
-        painted, _ = paint(bench, [f"{CREATURES}, {words}" for words in ours], seed, steps=12, guidance=3.5)
+        painted, _ = paint(bench, [trigger + words for words in ours], seed, steps=12, guidance=3.5)
     by_base, _ = paint(bench, others, seed, steps=12, guidance=3.5)
     pictures = from_tensors([*painted, *by_base], [*ours, *others])
     return Dataset(pictures, CREATURES, bench.scale.side, 0)

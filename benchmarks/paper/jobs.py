@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.paper.scale import Scale
 from trilora.disk import write
 
-PLAIN, PRESERVED, ELSEWHERE, SHRUNK = "plain", "preserved", "no trigger, preserved on other captions", "weight decay"
+PLAIN, PRESERVED, SHRUNK = "plain", "preserved", "weight decay"
+BARE, ELSEWHERE = "no trigger", "no trigger, preserved on other captions"
 FIRST = ("lora", "orthogonal")
 REST = ("balanced", "raw", "kaiming", "full", "paper", "diffusers")
 PAPER, OWN = ("diffusers", "paper"), ("lora", "balanced")  # as the paper trained them, and as this pack does
@@ -115,6 +116,7 @@ def plan(scale: Scale, store: Store) -> dict[str, Callable[[], Iterator[Job]]]:
         for seed in scale.seeds:
             for how in (ELSEWHERE, SHRUNK):
                 yield from (Job("fit", method, seed, store.tuned(method, scale)[0], how) for method in AFTER)
+            yield from (Job(kind, AFTER[0], seed, store.tuned(AFTER[0], scale)[0], BARE) for kind in ("fit", "after"))
 
     return {
         "frontier": lambda: frontier(FIRST), "table1": lambda: table1(PAPER), "after": lambda: after(AFTER[0]),

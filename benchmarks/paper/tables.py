@@ -1,19 +1,20 @@
 """Tables and plots of whatever rows are finished; every number comes from their files."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.charts import Panel, drawn
 from benchmarks.paper.intervals import Point, Ratio, frontier, interval, least, ratio
-from benchmarks.paper.jobs import AFTER, ELSEWHERE, LONG, PLAIN, PRESERVED, SHRUNK, TABLE_1, Job, Store
+from benchmarks.paper.jobs import AFTER, BARE, ELSEWHERE, LONG, PLAIN, PRESERVED, SHRUNK, TABLE_1, Job, Store
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.scale import Scale
 from trilora.disk import write
 
 BAR = "lora"
 LEVELS = (1.5, 1.25, 1.1, 1.05)  # held-out loss over that of tuned LoRA after its last step
-HOWS = (PLAIN, PRESERVED, SHRUNK, ELSEWHERE)
+HOWS = (PLAIN, PRESERVED, SHRUNK, BARE, ELSEWHERE)
 
 MARK = "<!-- tables: run.py --table --page -->"
 
@@ -124,7 +125,7 @@ class Book:
                 if self.tuned(method, how) and self.tuned(BAR, how) and method != BAR:
                     cells = [self.against(method, how, level) for level in LEVELS]
                     lines.append([_title(method), how, *map(str, cells), str(max(c.count for c in cells))])
-        for how, other in ((PRESERVED, PLAIN), (SHRUNK, PLAIN), (ELSEWHERE, PLAIN)):
+        for how, other in ((PRESERVED, PLAIN), (SHRUNK, PLAIN), (BARE, PLAIN), (ELSEWHERE, BARE)):
             for method in AFTER:
                 if self.tuned(method, how):
                     cells = [self.against(method, how, level, method, other) for level in LEVELS]
@@ -169,10 +170,11 @@ class Book:
     def dials(self) -> str:
         """What is done to a finished adapter, and what it forgets beside plain strength and early stopping."""
         lines = []
-        for method in AFTER:
-            rows = [row for row in self.later if row["job"]["method"] == method]
+        for method, how in itertools.product(AFTER, (PLAIN, BARE)):
+            rows = [row for row in self.later if (row["job"]["method"], row["job"]["how"]) == (method, how)]
+            title = _title(method) + ("" if how == PLAIN else f", {how}")
             for dial, value in dict.fromkeys((p["dial"], p["value"]) for row in rows for p in row["points"][1:]):
-                lines.append([_title(method), f"{dial} {value:g}", *self._dial(rows, dial, value)])
+                lines.append([title, f"{dial} {value:g}", *self._dial(rows, dial, value)])
         head = ["method", "afterwards", "loss over as trained", "forgetting over as trained"]
         head += ["forgetting over plain strength's", "over early stopping's", "seeds"]
         return _table(head, lines, "### After training")
@@ -182,7 +184,7 @@ class Book:
         for row in rows:
             trained = row["points"][0]
             found = [p for p in row["points"] if (p["dial"], p.get("value")) == (dial, value) and "style" in p]
-            fit = self.store.result(Job("fit", **{k: row["job"][k] for k in ("method", "seed", "rate")}))
+            fit = self.store.result(Job("fit", **{k: row["job"][k] for k in ("method", "seed", "rate", "how")}))
             if not found or not fit:
                 continue
             for key in ("style", "forgotten"):

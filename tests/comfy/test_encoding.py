@@ -1,6 +1,7 @@
 """Pictures and captions are encoded once, kept on disk, and told to the network as it expects them."""
 
 import importlib
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -276,6 +277,21 @@ def test_what_is_not_asked_for_is_not_encoded(build: Callable, shown: Callable) 
     assert all(example.plain is example.blank is example.mask is None for ways in data for example in ways)
     assert not made.plain
     assert not shown(build(trigger=""))[1].plain
+
+
+def test_what_exceeds_the_budget_of_ram_is_read_from_a_file_with_the_same_bits(
+    build: Callable, shown: Callable, encoding: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps, ours = Path("/proc/self/maps"), re.compile(rf"{tmp_path}/\S+\.part")
+    in_ram, _ = shown(build())
+    assert not ours.search(maps.read_text())
+    monkeypatch.setattr(importlib.import_module(encoding.Cache.__module__.replace(".cache", ".shelf")), "BUDGET", 0)
+    in_a_file, _ = shown(build())
+    assert ours.search(maps.read_text())
+    for mine, theirs in zip(sum(in_ram, ()), sum(in_a_file, ()), strict=True):
+        assert torch.equal(mine.latent, theirs.latent)
+        for one, other in ((mine.condition, theirs.condition), (mine.plain, theirs.plain)):
+            assert torch.equal(one["c_crossattn"].cond, other["c_crossattn"].cond)
 
 
 def test_masks_are_ordinary_tensors_that_autograd_may_keep(build: Callable, shown: Callable) -> None:

@@ -1,7 +1,7 @@
 """Pictures and captions by the pipeline's own VAE and text encoders."""
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,10 +51,13 @@ class PipelineTeller:
 
     def scaled(self, raw: Tensor) -> Tensor:
         latent: Tensor = (raw - self.shift) * self.scale
-        return latent.to(self.denoiser.device, torch.float32)
+        return latent.float().cpu()
 
     def told(self, read: Condition, latent: Tensor, size: Size, shown: Shown | None) -> Condition:
         return self.denoiser.told(read, size, shown)
+
+    def mapped(self, told: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
+        return {name: change(tensor) for name, tensor in told.items()}
 
 
 def encode(
