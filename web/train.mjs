@@ -134,7 +134,7 @@ function now(run) {
 function legend(run) {
   const entries = [];
   const mean = smoothed(run.curve, "loss").at(-1)?.value;
-  if (Number.isFinite(mean)) entries.push(entry("--tri-1", "loss", mean.toFixed(4)));
+  if (Number.isFinite(mean)) entries.push(entry("--tri-1", "loss", mean > 0 && mean < 0.001 ? mean.toExponential(1) : mean.toFixed(4)));
   const held = [...run.held].sort(([a], [b]) => a - b).at(-1);
   if (held) entries.push(entry("--tri-3", "held out", held[1]?.toFixed(4), run.best ? ` best: step ${run.best}` : ""));
   const distance = smoothed(run.curve, "preservation").at(-1)?.value;
