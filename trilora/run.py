@@ -1,10 +1,10 @@
 """A run: a training that is watched, kept on disk, gone on with after a break, and ended when it is best."""
 
+import contextlib
 import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from .seeds import generator
 from .training import Step, Training, learned
 
 CARD = "run.json"
+DONE = "finished"  # an empty file in the folder of a run that came to its end
+KEPT = 5  # finished runs whose last state stays on disk
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of noise levels that pictures are scored at
 
 
@@ -81,6 +83,7 @@ class Run:
             self.began = self.saved = self.training.number
 
     def __iter__(self) -> Iterator[Step]:
+        (self.folder / DONE).unlink(missing_ok=True)
         if self.held_out and not self.training.number:
             self._score()
         while self.training.number < self.training.settings.steps and not self.stopping:
@@ -94,6 +97,8 @@ class Run:
         self.save()
         if not self.training.team.index:
             checkpoint.prune(self.folder, 1)
+        if self.saved == self.training.number and not self.training.team.index:
+            self._finish()
 
     def stop(self, why: str = "stopped by hand") -> None:
         """End after the present step and keep what was learned."""
@@ -112,12 +117,20 @@ class Run:
         except FileError as error:
             logging.warning("The run goes on, but its state was not saved: %s", error)
 
+    def _finish(self) -> None:
+        """Mark this run as finished, and remove the states of finished runs before the last few; nothing else."""
+        with contextlib.suppress(OSError):
+            (self.folder / DONE).touch()
+            done = sorted(self.folder.parent.glob(f"*/{DONE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+            for path in done[KEPT:]:
+                checkpoint.prune(path.parent, 0)
+
     def result(self) -> dict[str, Factors]:
         """The factors to hand on: the best ones where pictures were held out, else the last."""
         with self.chosen():
             return learned(self.training.layers)  # type: ignore[arg-type]
 
-    @contextmanager
+    @contextlib.contextmanager
     def chosen(self) -> Iterator[None]:
         """Within the block the layers hold what is handed on."""
         with self.training.averaged():

@@ -87,6 +87,16 @@ function followHeight(node, content) {
   return () => observer.disconnect();
 }
 
+/** Call `fn` when an element gets another width; returns the function that ends it. */
+export function watchWidth(element, fn) {
+  let width = 0;
+  const observer = new ResizeObserver(([entry]) => {
+    if (entry.contentRect.width !== width) fn((width = entry.contentRect.width));
+  });
+  observer.observe(element);
+  return () => observer.disconnect();
+}
+
 /** Call `fn` after what a node's own callback does. */
 export function chain(node, name, fn) {
   const before = node[name];

@@ -1,7 +1,7 @@
 // The live panel of Train TriLoRA and Repair LoRA: curves, previews, spectrum, and the two buttons.
 import { lossChart, smoothed, spectrumChart } from "./charts.mjs";
 import { CSS as FILM_CSS, filmStrip } from "./film.mjs";
-import { addPanel, clock, element } from "./panel.mjs";
+import { addPanel, clock, element, watchWidth } from "./panel.mjs";
 import { follow, post } from "./runs.mjs";
 
 const CSS = `
@@ -44,15 +44,6 @@ export function attach(node, app, api) {
     return () => ends.forEach((end) => end());
   });
   return view;
-}
-
-function watchWidth(content, fn) {
-  let width = 0;
-  const observer = new ResizeObserver(([entry]) => {
-    if (entry.contentRect.width !== width) fn((width = entry.contentRect.width));
-  });
-  observer.observe(content);
-  return () => observer.disconnect();
 }
 
 function build(content, api) {
@@ -143,7 +134,7 @@ function now(run) {
 function legend(run) {
   const entries = [];
   const mean = smoothed(run.curve, "loss").at(-1)?.value;
-  if (Number.isFinite(mean)) entries.push(entry("--tri-1", "loss", mean.toFixed(4)));
+  if (Number.isFinite(mean)) entries.push(entry("--tri-1", "loss", mean > 0 && mean < 0.001 ? mean.toExponential(1) : mean.toFixed(4)));
   const held = [...run.held].sort(([a], [b]) => a - b).at(-1);
   if (held) entries.push(entry("--tri-3", "held out", held[1]?.toFixed(4), run.best ? ` best: step ${run.best}` : ""));
   const distance = smoothed(run.curve, "preservation").at(-1)?.value;

@@ -7,6 +7,7 @@ const PANELS = {
   TriLoRATrain: "./train.mjs",
   TriLoRARepair: "./train.mjs",
   TriLoRAStrength: "./strength.mjs",
+  TriLoRASchedule: "./schedule.mjs",
   TriLoRALoad: "./load.mjs",
 };
 const loaded = {};

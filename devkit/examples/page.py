@@ -15,25 +15,31 @@ from . import Example
 
 READY = "window.app && window.app.graph && window.app.extensionManager && document.querySelector('canvas')"
 LAYOUT = (Path(__file__).parent / "layout.js").read_text(encoding="utf-8")
-SIZES = {  # least width and height; the page's own counts where it is larger
+SIZES = {  # least width and height, in either renderer and after a run; the page's own counts where it is larger
     "MarkdownNote": (320, 330),
-    "CLIPTextEncode": (300, 110),
-    "SaveImage": (320, 340),
-    "PreviewImage": (380, 420),
-    "PreviewAny": (300, 160),
-    "TriLoRADataset": (320, 700),
-    "TriLoRATrain": (360, 980),
-    "TriLoRARepair": (360, 1100),
-    "TriLoRAStrength": (320, 480),
-    "TriLoRASchedule": (320, 380),
-    "TriLoRADemoModel": (0, 126),  # the new renderer draws these higher than the classic one
     "CheckpointLoaderSimple": (0, 158),
-    "TriLoRASave": (0, 142),
+    "CLIPTextEncode": (300, 110),
+    "EmptyLatentImage": (0, 118),
+    "KSampler": (0, 262),
+    "PairConditioningSetProperties": (0, 194),
+    "PreviewAny": (300, 160),
+    "PreviewImage": (380, 420),
+    "SaveImage": (320, 340),
+    "VAEDecode": (0, 54),
     "TriLoRAApply": (0, 138),
-    "TriLoRALoad": (320, 420),
-    "TriLoRASpectrum": (420, 300),
-    "TriLoRACompare": (560, 760),
+    "TriLoRACompare": (560, 960),
+    "TriLoRADataset": (320, 840),
+    "TriLoRADemoModel": (0, 126),
+    "TriLoRADemoPictures": (0, 218),
     "TriLoRAEvaluate": (340, 300),
+    "TriLoRALoad": (320, 420),
+    "TriLoRAMerge": (0, 300),
+    "TriLoRARepair": (360, 1100),
+    "TriLoRASave": (0, 142),
+    "TriLoRASchedule": (320, 460),
+    "TriLoRASpectrum": (420, 330),
+    "TriLoRAStrength": (320, 500),
+    "TriLoRATrain": (360, 1040),
 }
 
 

@@ -1,6 +1,7 @@
 """Every template in ComfyUI's real page: whole, laid out, and the very graph that tests/workflows runs."""
 
 import json
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -9,15 +10,23 @@ from comfy_page import ComfyPage
 
 from devkit import ROOT
 from devkit.examples import Example, examples
+from devkit.server import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
 
 LOOK = """async () => {
-    await new Promise((done) => setTimeout(done, 700))  // panels fit themselves to their content
-    const box = (each) => Array.from(each.getBounding())
+    await new Promise((done) => setTimeout(done, 1200))  // panels fit themselves to their content
+    const ds = app.canvas.ds, origin = app.canvas.canvas.getBoundingClientRect()
+    const box = (node) => {
+        const seen = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect()  // new renderer
+        if (!seen) return Array.from(node.getBounding())
+        const place = [seen.x - origin.x, seen.y - origin.y].map((at, i) => at / ds.scale - ds.offset[i])
+        return [...place, seen.width / ds.scale, seen.height / ds.scale]
+    }
     return {
         prompt: (await app.graphToPrompt()).output,
         missing: app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).map((n) => n.type),
+        drawn: document.querySelectorAll("[data-node-id]").length,
         nodes: app.graph.nodes.map((node) => [`${node.id} ${node.title}`, box(node)]),
         groups: app.graph.groups.map((group) => [group.title, Array.from(group.boundingRect ?? group._bounding)]),
     }
@@ -26,14 +35,23 @@ LOOK = """async () => {
 Box = tuple[float, float, float, float]
 
 
-def test_every_template_is_whole_and_laid_out_and_means_its_graph(page: ComfyPage) -> None:
-    faults = {}
-    for name, example in examples().items():
-        workflow = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
-        page.load(workflow, name)
-        faults[name] = seen(page.run(LOOK), example)
-        page.screenshot(f"template {name}")
-    assert not {name: fault for name, fault in faults.items() if fault}
+@pytest.mark.parametrize("renderer", ["classic", "new"])
+def test_every_template_is_whole_and_laid_out_and_means_its_graph(
+    comfy_server: Server, open_page: Callable[[], ComfyPage], renderer: str
+) -> None:
+    comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": renderer == "new"})
+    try:
+        page, faults = open_page(), {}
+        for name, example in examples().items():
+            workflow = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+            page.load(workflow, name)
+            found = page.run(LOOK)
+            assert found["drawn"] == (len(found["nodes"]) if renderer == "new" else 0), "the renderer asked for"
+            faults[name] = seen(found, example)
+            page.screenshot(f"template {name} {renderer}")
+        assert not {name: fault for name, fault in faults.items() if fault}
+    finally:
+        comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": False})
 
 
 def seen(found: dict[str, Any], example: Example) -> list[str]:

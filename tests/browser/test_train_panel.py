@@ -9,6 +9,7 @@ import pytest
 from comfy_page import ComfyPage
 from playwright.sync_api import Locator, expect
 
+from demo.workflow import TRIGGER, node
 from devkit.server import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
@@ -41,6 +42,18 @@ SECOND = """() => {
     for (const node of [...app.graph.nodes]) if (!needed.includes(node.type)) app.graph.remove(node);
     return second.id;
 }"""
+
+REPAIR = 3
+MENDING = {
+    "1": node("TriLoRADemoModel"),
+    "2": node("TriLoRALoad", model=["1", 0], file="demo: stained_glass_overcooked", strength=1.0),
+    "3": node(
+        "TriLoRARepair", model=["1", 0], clip=["1", 1], vae=["1", 2], trilora=["2", 1], trigger=TRIGGER,
+        captions="a red house\na blue tree", resolution=64, steps=5000, learning_rate=3e-3, preserve=0.3, batch=1,
+        seed=6,
+    ),
+    "4": node("PreviewAny", source=["3", 3]),
+}  # fmt: skip
 
 
 def small(page: ComfyPage, steps: int, seed: int, every: int) -> None:
@@ -141,6 +154,23 @@ def test_save_now_writes_a_file_and_deleting_the_node_hurts_nothing(page: ComfyP
     page.run("(id) => app.graph.remove(app.graph.getNodeById(id))", TRAIN)
     expect(panel).to_have_count(0)
     page.page.wait_for_timeout(1500)  # news of the run still comes
+
+
+def test_a_repair_is_followed_and_stopped_in_the_same_panel(page: ComfyPage) -> None:
+    page.load(MENDING)
+    page.look_at(REPAIR, 0.9)
+    panel = page.panel("Training")
+    expect(panel).to_contain_text("Run the workflow")
+    prompt = page.queue()
+    page.until(lambda: step_of(panel) >= 2, "the second step", LONG)
+    expect(panel).to_contain_text("to the base")  # learned on in every step of a repair
+    page.screenshot("repair-running")
+    stop(panel).click()
+    expect(panel).to_contain_text("done", timeout=RARELY_BUSY)
+    assert 2 <= step_of(panel) < 5000
+    page.server.wait(prompt, LONG)
+    expect(panel).to_contain_text("About this run")
+    page.screenshot("repair-stopped")
 
 
 def test_two_train_nodes_of_a_graph_do_not_mix(page: ComfyPage) -> None:

@@ -127,6 +127,25 @@ def test_a_finished_run_is_not_made_again(tmp_path):
         assert same_bits(all_bits(run), want)
 
 
+def test_of_finished_runs_the_last_few_states_are_kept_and_of_unfinished_ones_every_one(tmp_path):
+    def states() -> list[str]:
+        return sorted(path.parent.name for path in tmp_path.glob("*/step-*"))
+
+    short = {"steps": 4, "schedule": "constant"}
+    broken_off(tmp_path / "broken", 3, **short)
+    whole(tmp_path / "0", **short)
+    (tmp_path / "0" / "preview-0000000.png").touch()
+    broken_off(tmp_path / "0", 6, **short | {"steps": 7})  # goes on: not finished any more
+    for name in ("1", "2", "3", "4", "5", "1", "6"):  # one is asked for again
+        whole(tmp_path / name, **short)
+    assert states() == ["0", "0", "1", "3", "4", "5", "6", "broken"]
+    whole(tmp_path / "0", **short | {"steps": 7})
+    for name in "abcde":
+        whole(tmp_path / name, **short)
+    assert states() == ["a", "b", "broken", "c", "d", "e"]
+    assert (tmp_path / "0" / "preview-0000000.png").exists()
+
+
 def test_more_steps_go_on_where_only_their_number_changed(tmp_path):
     plain = {"schedule": "constant", "warmup": 0, "shrink": 0.0}
     _, want = whole(tmp_path / "long", steps=30, **plain)
