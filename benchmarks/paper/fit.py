@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.paper.bench import CREATURES, Bench, gained, load_factors, save_factors
-from benchmarks.paper.jobs import BARE, ELSEWHERE, PLAIN, PRESERVED, SHRUNK, Job, Store
+from benchmarks.paper.jobs import BARE, ELSEWHERE, OTHERS, PLAIN, PRESERVED, SHRUNK, Job, Store
 from benchmarks.paper.methods import METHODS, begin, settings_of
 from benchmarks.paper.paint import measured, paint
 from trilora.attach import attached, standing_in
@@ -22,7 +22,8 @@ from trilora.training import Training, create_layers, frozen, learned
 
 LAMBDA = 0.3
 HOW: Mapping[str, dict[str, float]] = {
-    PLAIN: {}, BARE: {}, PRESERVED: {"preserve": LAMBDA}, ELSEWHERE: {"preserve": LAMBDA}, SHRUNK: {"shrink": 0.15}
+    PLAIN: {}, BARE: {}, SHRUNK: {"shrink": 0.15},
+    **dict.fromkeys((PRESERVED, OTHERS, ELSEWHERE), {"preserve": LAMBDA}),
 }  # fmt: skip
 TAILS, TOPS = (0.85, 0.7, 0.5), (3, 2, 1)
 
@@ -32,7 +33,11 @@ def fit(bench: Bench, job: Job, store: Store) -> dict[str, Any]:
     scale, begun = bench.scale, time.process_time()
     more = {"steps": scale.steps, "learning_rate": job.rate, "seed": job.seed, **HOW[job.how]}
     settings = settings_of(job.method, bench.settings(**more))
-    examples = without_trigger(bench, bench.train) if job.how in (BARE, ELSEWHERE) else bench.train
+    examples = bench.train
+    if job.how in (BARE, ELSEWHERE):
+        examples = without_trigger(examples)
+    if job.how in (OTHERS, ELSEWHERE):
+        examples = beside_others(bench, examples)
     layers = begin(job.method, bench.modules, settings)
     probe = bench.probes["validation"]
     points: list[dict[str, Any]] = []
@@ -55,13 +60,15 @@ def fit(bench: Bench, job: Job, store: Store) -> dict[str, Any]:
     return {"points": points, "validation": validation, "parameters": size, "seconds": round(seconds, 1)}
 
 
-def without_trigger(bench: Bench, pictures: list[Variants]) -> list[Variants]:
-    """Pictures with their captions alone; the base is to be kept on captions of other things, one after another."""
+def without_trigger(pictures: list[Variants]) -> list[Variants]:
+    """Pictures with their captions alone."""
+    return [tuple(replace(e, condition=e.plain) for e in variants) for variants in pictures]
+
+
+def beside_others(bench: Bench, pictures: list[Variants]) -> list[Variants]:
+    """Pictures with captions of other things, one after another, as those on which the base is kept."""
     lent = [variants[0].condition for variants in bench.encoded(bench.world[0])]
-    return [
-        tuple(replace(e, condition=e.plain, plain=lent[i % len(lent)]) for e in variants)
-        for i, variants in enumerate(pictures)
-    ]
+    return [tuple(replace(e, plain=lent[i % len(lent)]) for e in v) for i, v in enumerate(pictures)]
 
 
 def after(bench: Bench, job: Job, store: Store) -> dict[str, Any]:
@@ -111,7 +118,7 @@ def _repair(bench: Bench, job: Job, factors: Mapping[str, Factors]) -> list[dict
     trigger = "" if job.how == BARE else f"{CREATURES}, "
     examples = bench.encoded(_painted(bench, job.seed, factors, trigger))
     if job.how == BARE:  # what the adapter does to other things is no target, where no word asks for it
-        examples = without_trigger(bench, examples[: bench.scale.captions])
+        examples = beside_others(bench, without_trigger(examples[: bench.scale.captions]))
     teaching, layers = frozen(bench.modules, factors), create_layers(bench.modules, settings, factors)
     return _tuned_on(bench, layers, settings, examples, "repair", teaching)
 

@@ -10,7 +10,8 @@ from benchmarks.paper.scale import Scale
 from trilora.disk import write
 
 PLAIN, PRESERVED, SHRUNK = "plain", "preserved", "weight decay"
-BARE, ELSEWHERE = "no trigger", "no trigger, preserved on other captions"
+OTHERS = "preserved on other captions"
+BARE, ELSEWHERE = "no trigger", f"no trigger, {OTHERS}"
 FIRST = ("lora", "orthogonal")
 REST = ("balanced", "raw", "kaiming", "full", "paper", "diffusers")
 PAPER, OWN = ("diffusers", "paper"), ("lora", "balanced")  # as the paper trained them, and as this pack does
@@ -114,7 +115,7 @@ def plan(scale: Scale, store: Store) -> dict[str, Callable[[], Iterator[Job]]]:
 
     def extras() -> Iterator[Job]:
         for seed in scale.seeds:
-            for how in (ELSEWHERE, SHRUNK):
+            for how in (OTHERS, ELSEWHERE, SHRUNK):
                 yield from (Job("fit", method, seed, store.tuned(method, scale)[0], how) for method in AFTER)
             yield from (Job(kind, AFTER[0], seed, store.tuned(AFTER[0], scale)[0], BARE) for kind in ("fit", "after"))
 

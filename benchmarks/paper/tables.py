@@ -7,14 +7,15 @@ from typing import Any
 
 from benchmarks.paper.charts import Panel, drawn
 from benchmarks.paper.intervals import Point, Ratio, frontier, interval, least, ratio
-from benchmarks.paper.jobs import AFTER, BARE, ELSEWHERE, LONG, PLAIN, PRESERVED, SHRUNK, TABLE_1, Job, Store
+from benchmarks.paper.jobs import AFTER, BARE, ELSEWHERE, LONG, OTHERS, PLAIN, PRESERVED, SHRUNK, TABLE_1, Job, Store
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.scale import Scale
 from trilora.disk import write
 
 BAR = "lora"
 LEVELS = (1.5, 1.25, 1.1, 1.05)  # held-out loss over that of tuned LoRA after its last step
-HOWS = (PLAIN, PRESERVED, SHRUNK, BARE, ELSEWHERE)
+HOWS = (PLAIN, PRESERVED, OTHERS, SHRUNK, BARE, ELSEWHERE)
+AGAINST = ((PRESERVED, PLAIN), (OTHERS, PLAIN), (SHRUNK, PLAIN), (BARE, PLAIN), (ELSEWHERE, BARE))
 
 MARK = "<!-- tables: run.py --table --page -->"
 
@@ -125,9 +126,9 @@ class Book:
                 if self.tuned(method, how) and self.tuned(BAR, how) and method != BAR:
                     cells = [self.against(method, how, level) for level in LEVELS]
                     lines.append([_title(method), how, *map(str, cells), str(max(c.count for c in cells))])
-        for how, other in ((PRESERVED, PLAIN), (SHRUNK, PLAIN), (BARE, PLAIN), (ELSEWHERE, BARE)):
+        for how, other in AGAINST:
             for method in AFTER:
-                if self.tuned(method, how):
+                if self.tuned(method, how) and self.tuned(method, other):
                     cells = [self.against(method, how, level, method, other) for level in LEVELS]
                     told = [f"{_title(method)}, over itself {other}", how]
                     lines.append([*told, *map(str, cells), str(max(c.count for c in cells))])
