@@ -10,6 +10,7 @@ from trilora.plot import FAINT, INK, PAPER, font
 
 COLOURS = ("#e4572e", "#2e86ab", "#3c9d5b", "#8a4fbf", "#b8860b", "#d1478f", "#5b6770", "#17a398")
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 460, 400, 64, 34, 46
+ACROSS = 3  # names in a row of the legend
 
 Curve = Sequence[tuple[float, float]]
 
@@ -35,16 +36,16 @@ def drawn(panels: Sequence[Panel]) -> Image.Image:
     """Panels side by side; a name has one colour in all of them."""
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    rows = -(-len(names) // 4)
+    rows = -(-len(names) // ACROSS)
     picture = Image.new("RGB", (WIDTH * len(panels), HEIGHT + 22 * rows + 8), PAPER)
     pen = ImageDraw.Draw(picture)
     for i, panel in enumerate(panels):
         _panel(pen, panel, i * WIDTH, colours)
-    room = WIDTH * len(panels) // min(4, len(names))
+    room = WIDTH * len(panels) // min(ACROSS, len(names))
     for i, name in enumerate(names):
-        x, y = 14 + i % 4 * room, HEIGHT + 14 + i // 4 * 22
+        x, y = 14 + i % ACROSS * room, HEIGHT + 14 + i // ACROSS * 22
         pen.ellipse((x - 5, y - 5, x + 5, y + 5), colours[name])
-        pen.text((x + 12, y), name, INK, font(12), anchor="lm")
+        pen.text((x + 12, y), name.replace("Σ", "sigma"), INK, font(12), anchor="lm")
     return picture
 
 

@@ -226,13 +226,10 @@ class Book:
     def _frontier_panel(self, how: str) -> Panel:
         curves = {}
         for method in METHODS:
-            for place in range(self.scale.kept_rates):
-                rows = list(self.tuned(method, how, place).values())
-                if not rows:
-                    continue
-                paired = zip(*(_points(row) for row in rows), strict=True)
-                means = [tuple(_mean(values) for values in zip(*point, strict=True)) for point in paired]
-                curves[_named(rows[0])] = frontier(means)
+            rows = list(self.points(method, how, self.scale.kept_rates).values())
+            if rows:
+                means = [tuple(_mean(values) for values in zip(*same, strict=True)) for same in zip(*rows, strict=True)]
+                curves[_title(method)] = frontier(means)
         return Panel(f"Frontier, {how}", "held-out loss", "forgetting", curves)
 
     def _rate_panels(self) -> list[Panel]:
