@@ -14,6 +14,7 @@ from benchmarks._measure import Clock
 from devkit import ROOT
 
 RANK, ALPHA, RATE = 16, 8.0, 1e-4
+STEPS = 3  # in a turn; the first warms up what the arm before it left cold, and is not counted
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 CORE = {
     "grad_accumulation_steps": 1, "learning_rate": RATE, "rank": RANK, "optimizer": "AdamW", "loss_function": "MSE",
@@ -57,6 +58,10 @@ class Bed:
         if about.get("adm_in_channels"):
             self.pooled = torch.randn(self.batch, 1280, generator=draw)
         ordinary(self.model.model)
+
+    def timed(self, step: Callable[[], object]) -> list[float]:
+        """Seconds of every step of a turn but the first."""
+        return [self.clock(step) for _ in range(STEPS)][1:]
 
     @property
     def conditioning(self) -> list[list]:
@@ -109,7 +114,7 @@ class Floor:
             estimate = bed.network(noisy, times, context=texts, y=vector, transformer_options=self.options)
             estimate.square().mean().backward()
 
-        return [bed.clock(step)]
+        return bed.timed(step)
 
 
 class Ours:
@@ -138,19 +143,17 @@ class Ours:
             self.lending.lent(bed.model, checkpointing=self.checkpointing),
             self.attach.attached(bed.network, training.layers) as training.switch,
         ):
-            return [bed.clock(training.step)]
+            return bed.timed(training.step)
 
 
 class Core:
     """Core's TrainLoraNode, run whole each turn; its steps are told apart by its optimizer's."""
 
-    STEPS = 3  # a run; the first warms up
-
     def __init__(self, bed: Bed, **changed: Any) -> None:
         self.bed, self.changed = bed, changed
 
     def turn(self) -> list[float]:
-        return self.run(self.STEPS)
+        return self.run(STEPS)
 
     def run(self, steps: int) -> list[float]:
         """Seconds of every step but the first."""
@@ -177,7 +180,7 @@ class Peft:
         self.run = torch.compile(self.unet) if compiled else self.unet
 
     def turn(self) -> list[float]:
-        return [self.bed.clock(self.step)]
+        return self.bed.timed(self.step)
 
     def step(self) -> None:
         bed = self.bed

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import _sd15
-from benchmarks._arms import Bed, Floor, Ours, Peft
+from benchmarks._arms import STEPS, Bed, Floor, Ours, Peft
 from benchmarks._comfyui import ComfyUI, comfyui_here
 from benchmarks._measure import Clock, Goal, Table, in_turn, main
 from benchmarks.memory import forget_peak, resident
@@ -25,7 +25,7 @@ from benchmarks.memory import forget_peak, resident
 FLOOR, OURS, PEFT = "floor", "ours, TriLoRA", "diffusers + peft, eager"
 OURS_COMPILED, PEFT_COMPILED = "ours, base compiled", "diffusers + peft, compiled"
 GOALS = (Goal(OURS, PEFT, 1 / 1.3),)
-TURNS = 7
+TURNS = 4
 
 
 class Shape(NamedTuple):
@@ -166,9 +166,7 @@ def peak(make: Callable[[], Any]) -> float:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    arm = make()
-    for _ in range(3):
-        arm.turn()
+    make().turn()
     most = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident("VmHWM")
     return (most - before) / 1e6
 
@@ -188,7 +186,7 @@ def operations(turn: Callable[[], Any]) -> float:
 
     with FlopCounterMode(display=False) as counter:
         turn()
-    return float(counter.get_total_flops())
+    return counter.get_total_flops() / STEPS
 
 
 if __name__ == "__main__":

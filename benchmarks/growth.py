@@ -32,7 +32,7 @@ FLOOR = "floor"
 
 def run(args: argparse.Namespace) -> list[Table]:
     ranks, depths, sides, counts = QUICK if args.quick else (RANKS, DEPTHS, SIDES, PICTURES)
-    turns = 1 if args.quick else 7
+    turns = 1 if args.quick else 4
     with comfyui_here() as ui:
         middle = bed(ui, 2 if not args.quick else 1, 16)
         by_rank = {rank: Ours(middle, rank=rank) for rank in ranks}

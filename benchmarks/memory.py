@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import _sd15
-from benchmarks._arms import DEMO, Bed, Core, Ours, Peft
+from benchmarks._arms import DEMO, STEPS, Bed, Core, Ours, Peft
 from benchmarks._comfyui import comfyui_here
 from benchmarks._measure import Clock, Goal, Table, main
 
@@ -24,7 +24,6 @@ BYPASS, DEFAULT = "core, bypass", "core, default mode"
 REMEMBERING, CHECKPOINTED = "ours at 256 x 256 px", "ours at 256 x 256 px, checkpointing"
 SIDES = {REMEMBERING: 32, CHECKPOINTED: 32}
 ARMS = (OURS, OURS_LORA, PEFT, BYPASS, DEFAULT, REMEMBERING, CHECKPOINTED)
-STEPS = 3
 
 
 def run(args: argparse.Namespace) -> list[Table]:
@@ -68,14 +67,9 @@ def train(arm: str, bed: Bed) -> Callable[[], object]:
     if arm in (BYPASS, DEFAULT):
         return lambda: Core(bed, bypass_mode=arm == BYPASS).run(STEPS)
     if arm == PEFT:
-        return lambda: repeated(Peft(bed).turn)
+        return lambda: Peft(bed).turn()
     method = "lora" if arm == OURS_LORA else "trilora"
-    return lambda: repeated(Ours(bed, method, checkpointing=arm == CHECKPOINTED).turn)
-
-
-def repeated(turn: Callable[[], object]) -> None:
-    for _ in range(STEPS):
-        turn()
+    return lambda: Ours(bed, method, checkpointing=arm == CHECKPOINTED).turn()
 
 
 def resident(name: str) -> int:

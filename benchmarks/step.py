@@ -22,7 +22,7 @@ GOALS = {
     1: (Goal(OURS, FLOOR, 1.03), Goal(OURS, LORA, 1.02), Goal(OURS, BYPASS, 0.45), Goal(OURS, PEFT, 0.97)),
     4: (Goal(OURS, FLOOR, 1.05), Goal(OURS, LORA, 1.02), Goal(OURS, BYPASS, 0.15), Goal(OURS, PEFT, 0.97)),
 }
-TURNS, CORE_TURNS = 9, {1: 3, 4: 1}  # core makes two steps a turn, at batch 4 of a minute each
+TURNS, CORE_TURNS = 6, {1: 3, 4: 1}  # of two counted steps; core's at batch 4 take most of a minute
 DEFAULT_NEEDS = 24e9  # bytes; a run with core's arms in it was killed at 18 GB
 
 
@@ -40,7 +40,7 @@ def table(bed: Bed, turns: int, core_turns: int) -> Table:
     """All arms at one batch: the quick ones and core's bypass in turn, then core's slow ones, once more the floor."""
     arms = {FLOOR: Floor(bed), OURS: Ours(bed), LORA: Ours(bed, "lora"), PEFT: Peft(bed)}
     core = {BYPASS: Core(bed, bypass_mode=True), BARE: Core(bed, bypass_mode=True, gradient_checkpointing=False)}
-    note = "Core's steps are those between its optimizer's; the first of each of its runs is not counted."
+    note = "A turn is three steps, of which the first is not counted; core's are those between its optimizer's."
     if enough := parameters(bed) < 1e8 or free_memory() > DEFAULT_NEEDS:
         core[DEFAULT] = Core(bed)
     quick = in_turn({name: arm.turn for name, arm in arms.items()}, turns)
