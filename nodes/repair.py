@@ -53,7 +53,7 @@ class TriLoRARepair(io.ComfyNode):
                 io.Float.Input(
                     "preserve", default=0.3, min=0.01, max=10.0, step=0.05, advanced=True,
                     tooltip="How much the base counts beside the style: 0.3 keeps more of the style, 1 brings the base "
-                    "back further.",
+                    "back further. 1 for a LoRA that was trained too long.",
                 ),
                 io.Int.Input(
                     "batch", default=2, min=1, max=64, advanced=True,

@@ -58,8 +58,8 @@ class Scale:
 
 DEMO = Scale()
 QUICK = replace(
-    DEMO, seeds=(0, 1), rates=(3e-3, 1e-2), kept_rates=1, steps=24, strengths=(0.7,), after=10, captions=4,
-    long_epochs=40, paper_seeds=(0,), creature_epochs=20, garment_epochs=2, prompts=8, special_steps=20,
+    DEMO, seeds=(0, 1), rates=(3e-3, 1e-2), kept_rates=1, steps=16, strengths=(0.7,), after=8, captions=4,
+    long_epochs=20, paper_seeds=(0,), creature_epochs=20, garment_epochs=2, prompts=8, special_steps=10,
 )  # fmt: skip
 WHOLE = replace(
     DEMO, side=512, batch=1, rates=(3e-5, 1e-4, 3e-4, 1e-3), steps=1000, after=300, captions=30,
