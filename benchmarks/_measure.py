@@ -101,10 +101,11 @@ class Table:
         """The table in Markdown, its goals below it."""
         head = f"| | median, {self.unit} | least to most | n | / {self.over} |"
         lines = [f"## {self.title}", "", head, "|---" * 5 + "|"]
+        over = statistics.median(self.samples[self.over])
         for arm, values in self.samples.items():
-            spread = f"{number(min(values))} to {number(max(values))}"
-            share = statistics.median(values) / statistics.median(self.samples[self.over])
-            lines.append(f"| {arm} | {number(statistics.median(values))} | {spread} | {len(values)} | {share:.3f} |")
+            middle, spread = statistics.median(values), f"{number(min(values))} to {number(max(values))}"
+            share = f"{middle / over:.3f}" if over else "-"
+            lines.append(f"| {arm} | {number(middle)} | {spread} | {len(values)} | {share} |")
         lines += ["", self.note] if self.note else []
         lines += ["", f"![{self.title}]({self.picture})"] if self.picture else []
         return "\n".join(lines + self._aims()) + "\n"

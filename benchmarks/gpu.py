@@ -20,7 +20,7 @@ from benchmarks import _sd15
 from benchmarks._arms import STEPS, Bed, Floor, Ours, Peft
 from benchmarks._comfyui import ComfyUI, comfyui_here
 from benchmarks._measure import Clock, Goal, Table, in_turn, main
-from benchmarks.memory import forget_peak, resident
+from benchmarks._memory import resident, settle
 
 FLOOR, OURS, PEFT = "floor", "ours, TriLoRA", "diffusers + peft, eager"
 OURS_COMPILED, PEFT_COMPILED = "ours, base compiled", "diffusers + peft, compiled"
@@ -158,17 +158,16 @@ def random_model(shape: Shape) -> Any:
 
 def peak(make: Callable[[], Any]) -> float:
     """MB that an arm takes at most, from its making through three steps, above what lay there before."""
-    gc.collect()
     if not torch.cuda.is_available():
-        forget_peak()
-        before = resident("VmRSS")
-    else:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = settle()
+        make().turn()
+        return (resident("VmHWM") - before) / 1e6
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     make().turn()
-    most = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident("VmHWM")
-    return (most - before) / 1e6
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def matrix_rate(side: int) -> float:

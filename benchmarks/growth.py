@@ -21,8 +21,8 @@ from benchmarks import _sd15
 from benchmarks._arms import Bed, Floor, Ours
 from benchmarks._comfyui import ComfyUI, comfyui_here
 from benchmarks._measure import Clock, Table, in_turn, main, number
+from benchmarks._memory import settle
 from benchmarks.first_step import FOLDER, lay_out_pictures
-from benchmarks.memory import resident
 
 RANKS, DEPTHS, SIDES, PICTURES = (4, 8, 16, 32, 64, 128), (2, 4, 6, 9), (8, 16, 24, 32), (10, 100, 1000, 10_000)
 QUICK = ((4, 16), (1, 2), (4, 8), (4, 8))
@@ -87,9 +87,9 @@ def many_pictures(ui: ComfyUI, counts: Sequence[int], folder: Path) -> list[Tabl
     for count in counts:
         lay_out_pictures(ui.base / "input" / FOLDER, count)
         shutil.rmtree(ui.base / "output" / "TriLoRA", ignore_errors=True)
-        before, kept = resident("VmRSS"), []
+        before, kept = settle(), []
         time[str(count)] = [Clock()(lambda kept=kept: kept.append(encoded(ui)))]
-        held[str(count)] = [(resident("VmRSS") - before) / 1e6]
+        held[str(count)] = [(settle() - before) / 1e6]
         shutil.rmtree(ui.base / "input" / FOLDER)
     return [grown("pictures", time, folder), grown("pictures in memory", held, folder, "MB")]
 

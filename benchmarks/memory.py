@@ -12,12 +12,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks import _sd15
 from benchmarks._arms import DEMO, STEPS, Bed, Core, Ours, Peft
 from benchmarks._comfyui import comfyui_here
 from benchmarks._measure import Clock, Goal, Table, main
+from benchmarks._memory import resident, settle
 
 OURS, OURS_LORA, PEFT = "ours, TriLoRA", "ours, LoRA", "diffusers + peft, LoRA"
 BYPASS, DEFAULT = "core, bypass", "core, default mode"
@@ -56,8 +56,7 @@ def one(arm: str, quick: bool) -> float:
         model = (ui.demo() if quick else ui.sd15()).model
         comfy.model_management.load_models_gpu([model])
         bed = Bed(ui, model, SIDES.get(arm, 16), 1, Clock(), DEMO if quick else _sd15.DIFFUSERS)
-        forget_peak()
-        before = resident("VmRSS")
+        before = settle()
         train(arm, bed)()
         return (resident("VmHWM") - before) / 1e6
 
@@ -70,17 +69,6 @@ def train(arm: str, bed: Bed) -> Callable[[], object]:
         return lambda: Peft(bed).turn()
     method = "lora" if arm == OURS_LORA else "trilora"
     return lambda: Ours(bed, method, checkpointing=arm == CHECKPOINTED).turn()
-
-
-def resident(name: str) -> int:
-    """Bytes in memory: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
-def forget_peak() -> None:
-    """Loading is not counted."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ SHOWN = """([id, scale]) => {
     ds.offset[1] = 100 / scale - node.pos[1];
     app.canvas.setDirty(true, true);
 }"""
+DRAFTED = """() => {
+    const values = (workflow) => JSON.stringify(workflow.nodes.map((node) => node.widgets_values));
+    const drafts = Object.entries(localStorage).filter(([key]) => key.includes("Workflow.Draft.v"));
+    return drafts.some(([, draft]) => values(JSON.parse(JSON.parse(draft).data)) === values(app.graph.serialize()));
+}"""
 
 
 class ComfyPage:
@@ -60,6 +65,10 @@ class ComfyPage:
         """Reload the page; the front end brings the open workflow back."""
         self.page.reload()
         self.page.wait_for_function(READY, timeout=120_000)
+
+    def wait_for_draft(self) -> None:
+        """Wait until the front end keeps what the widgets hold now: a reload brings that back."""
+        self.page.wait_for_function(DRAFTED, timeout=30_000)
 
     def load(self, workflow: dict[str, Any], name: str = "test") -> None:
         """Put a workflow, in either form, into the graph."""

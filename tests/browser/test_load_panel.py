@@ -65,6 +65,7 @@ class Panel:
         script = """([id, name]) => {
             const node = app.graph.getNodeById(id), widget = node.widgets.find((each) => each.name === "file");
             widget.setValue(name, { e: {}, node, canvas: app.canvas });
+            app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState();
         }"""
         self.page.run(script, [LOAD, f"said/{name}.safetensors"])
 
@@ -124,7 +125,7 @@ def test_the_new_renderer_shows_it_too_and_after_a_reload_again(
         panel = Panel(open_page())
         panel.choose("ours")
         panel.says("zorvex", "SD 1.x")
-        panel.page.page.wait_for_timeout(1000)  # the front end keeps a draft
+        panel.page.wait_for_draft()
         panel.page.reload()
         panel.page.look_at(LOAD, 1.2)
         panel.says("zorvex", "SD 1.x")

@@ -245,7 +245,7 @@ def test_curve_and_spectrum_are_there_again_after_a_reload(
             pass
         seen = (panel.curve, panel.line)
         assert seen[1].startswith("all 16:")
-        panel.page.page.wait_for_timeout(1000)  # the front end keeps a draft
+        panel.page.wait_for_draft()
         panel.page.reload()
         panel.page.look_at(STRENGTH, 1.2)
         assert (panel.curve, panel.line) == seen
