@@ -8,8 +8,9 @@ import comfy.model_management
 import torch
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from torch import Tensor
+from torch.nn.functional import linear
 
-from ..trilora.factors import Factors, canonical, delta, forward, scaled
+from ..trilora.factors import Factors, canonical_once, delta, scaled
 from ..trilora.files import fold_mid
 
 
@@ -25,7 +26,7 @@ class LayerNames(set):
 
 
 class TriLoRAPatch(WeightAdapterBase):
-    """W += strength · U Σ Vᵀ, as a patch on one weight; `weights` are (u, sigma, vh).
+    """W += strength · U Σ Vᵀ, as a patch on one weight; `weights` are (u (out, r), sigma (r,), vh (r, *in)).
 
     ComfyUI rebuilds a patch from `(loaded_keys, weights)` alone, so nothing else may be kept on it.
     """
@@ -57,8 +58,9 @@ class TriLoRAPatch(WeightAdapterBase):
         return weight
 
     def h(self, x: Tensor, base_out: Tensor) -> Tensor:
-        """The bypass: strength · x ΔWᵀ for a linear layer."""
-        return forward(x, scaled(self.factors.to(x.device), self.multiplier)).to(base_out.dtype)
+        """The bypass: strength · x ΔWᵀ for a linear layer; Σ scales the (..., r) between, which is the smallest."""
+        u, sigma, vh = (tensor.to(x.device, x.dtype) for tensor in self.factors)
+        return linear(linear(x, vh) * (self.multiplier * sigma), u).to(base_out.dtype)
 
 
 class ShapedPatch(TriLoRAPatch):
@@ -89,7 +91,7 @@ def kind_of(patch: Any) -> str:
 def factors_of(patch: Any) -> Factors | None:
     """Canonical factors of a patch as it was loaded, computed once; None for what has no U Σ Vᵀ (DoRA, LoHa, ...).
 
-    They live as long as the patch does, on its device.
+    They live as long as the patch does, or the file that it came from, on its device.
     """
     if isinstance(patch, ShapedPatch):
         return Factors(*patch.weights[:3])
@@ -99,7 +101,7 @@ def factors_of(patch: Any) -> Factors | None:
         if (raw := _raw_factors(patch)) is None:
             return None
         device = comfy.model_management.get_torch_device()
-        _CANONICAL[patch] = raw if _is_canonical(raw) else canonical(raw.to(device)).to(raw.u.device)
+        _CANONICAL[patch] = raw if _is_canonical(raw) else canonical_once(raw, device)
     return _CANONICAL[patch]
 
 
@@ -107,11 +109,11 @@ _CANONICAL: weakref.WeakKeyDictionary[WeightAdapterBase, Factors] = weakref.Weak
 
 
 def _is_canonical(factors: Factors) -> bool:
-    """Whether they are a compact SVD already, as those of files and of training are."""
+    """Whether they are a compact SVD already, as those of training are."""
     u, sigma, vh = factors
     if sigma.ndim > 1 or bool((sigma < 0).any()) or bool((sigma.diff() > 0).any()):
         return False
-    rows = vh.flatten(1)
+    u, rows = u.float(), vh.flatten(1).float()
     one = torch.eye(len(sigma), dtype=u.dtype, device=u.device)
     return all(torch.allclose(product, one, atol=1e-5) for product in (u.T @ u, rows @ rows.T))
 

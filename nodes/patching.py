@@ -74,13 +74,13 @@ def apply_to_clip(clip: CLIP, adapter: Adapter, strength: float, file: str = "")
 
 def model_patches(model: ModelPatcher, adapter: Adapter, file: str = "") -> dict[Any, TriLoRAPatch]:
     """What `add_patches` of the MODEL takes; raises as `apply` does."""
-    layers = {name: factors for name, factors in adapter.layers.items() if not is_text(name)}
+    layers = {name: factors for name, factors in adapter.raw.items() if not is_text(name)}
     return _patches(model.model, "MODEL", key_map(model), layers, adapter, file)
 
 
 def clip_patches(encoder: nn.Module, adapter: Adapter, file: str = "") -> dict[Any, TriLoRAPatch]:
     """What `add_patches` of the CLIP around this encoder takes; raises as `apply` does."""
-    layers = {name: adapter.layers[name] for name in text_layers(adapter)}
+    layers = {name: adapter.raw[name] for name in text_layers(adapter)}
     return _patches(encoder, "CLIP", comfy.lora.model_lora_keys_clip(encoder, {}), layers, adapter, file)
 
 
@@ -123,9 +123,11 @@ def _patches(
 
 def _together(several: Sequence[Factors]) -> Factors:
     """Their sum; a 1 x 1 convolution may be a linear layer under another name."""
-    first, *others = several
-    alike = [first, *(f._replace(vh=f.vh.reshape(-1, *first.vh.shape[1:])) for f in others)]
-    return merged(alike, [1.0] * len(alike)) if others else first
+    if len(several) == 1:
+        return several[0]
+    shape = several[0].vh.shape[1:]
+    alike = [Factors(f.u.float(), f.sigma, f.vh.float().reshape(-1, *shape)) for f in several]
+    return merged(alike, [1.0] * len(alike))
 
 
 def path_of(key: str) -> str:

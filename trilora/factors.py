@@ -5,12 +5,13 @@ dimensions of `vh`. A `sigma` with two dimensions, `(r2, r1)`, is the full core 
 `u` is `(out, r2)` and `vh` is `(r1, *in)`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .errors import RankError, TriLoRAError
 
@@ -190,6 +191,19 @@ def canonical(factors: Factors) -> Factors:
     left_vectors, values, right_vectors = torch.linalg.svd(middle, full_matrices=False)
     rows = (right_vectors @ q_v.T).reshape(-1, *vh.shape[1:])
     return Factors((q_u @ left_vectors).float(), values.float(), rows.float())
+
+
+def canonical_once(factors: Factors, device: torch.device | str | None = None) -> Factors:
+    """As `canonical`, found once for as long as this very `u` lives; with a device, it is found there."""
+    known = _CANONICAL.get(factors.u)
+    if known is None or known[0] is not factors.sigma or known[1] is not factors.vh:
+        found = canonical(factors.to(device or factors.u.device)).to(factors.u.device)
+        known = _CANONICAL[factors.u] = (factors.sigma, factors.vh, found)
+    return known[2]
+
+
+_CANONICAL: MutableMapping[Tensor, tuple[Tensor, Tensor, Factors]] = WeakTensorKeyDictionary()
+"""u -> (sigma, vh, canonical factors)."""
 
 
 def scaled(factors: Factors, gains: Tensor | float) -> Factors:

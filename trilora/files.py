@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .disk import write
 from .errors import FileError
-from .factors import Factors, canonical, root_split
+from .factors import Factors, canonical, canonical_once, root_split
 
 HEADER_LIMIT = 1_000_000  # bytes; ComfyUI serves a file's metadata only up to 1 MiB
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -45,6 +46,26 @@ OTHER_KINDS = {  # part of a key -> what it belongs to
 }
 
 
+class Layers(Mapping[str, Factors]):
+    """A file's layers, each brought to U Σ Vᵀ when it is first asked for.
+
+    Attributes:
+        raw: layer name -> its factors as the file has them: up, alpha / rank for each component, down.
+    """
+
+    def __init__(self, raw: Mapping[str, Factors]) -> None:
+        self.raw = raw
+
+    def __getitem__(self, name: str) -> Factors:
+        return canonical_once(self.raw[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """What travels on a TRILORA wire and lies in a file.
@@ -62,6 +83,11 @@ class Adapter:
         """The largest rank of any layer."""
         return max((factors.rank for factors in self.layers.values()), default=0)
 
+    @property
+    def raw(self) -> Mapping[str, Factors]:
+        """Factors of the same deltas as they came, in any dtype: enough where they are multiplied and no more."""
+        return self.layers.raw if isinstance(self.layers, Layers) else self.layers
+
 
 def inside(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
     """`folder/name` with the suffix, refusing to leave the folder.
@@ -78,7 +104,7 @@ def inside(folder: Path, name: str, suffix: str = ".safetensors") -> Path:
 
 
 def load(path: Path, renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> Adapter:
-    """Read a LoRA file of any common naming into canonical factors.
+    """Read a LoRA file of any common naming; its layers become canonical factors when they are asked for.
 
     Args:
         path: a .safetensors file.
@@ -91,15 +117,15 @@ def load(path: Path, renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] =
     tensors, metadata = _read(path)
     tensors = renamed(tensors)
     names = _pair(path, tensors)
-    layers = {}
+    raw = {}
     for name, (up_key, down_key) in names.items():
         up, down = tensors[up_key], _with_mid(path, name, tensors, down_key)
         _check_shapes(path, name, up, down)
         scale = _alpha(path, name, tensors, rank=down.shape[0]) / down.shape[0]
-        layers[name] = canonical(Factors(up.flatten(1), torch.full((down.shape[0],), scale), down))
-    if not layers:
+        raw[name] = Factors(up.flatten(1), torch.full((down.shape[0],), scale), down)
+    if not raw:
         raise FileError(f"{path.name} holds no LoRA layer ({len(tensors)} tensors). Choose a LoRA file.")
-    return Adapter(layers, metadata)
+    return Adapter(Layers(raw), metadata)
 
 
 def save(
@@ -192,7 +218,8 @@ def opened(path: Path) -> Iterator[Any]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with opened(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+        # copies: a mapped file could be changed or cut under the adapter, and on Windows not be written anew
+        return {key: file.get_tensor(key).clone() for key in file.keys()}, dict(file.metadata() or {})
 
 
 def _pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, str]]:
@@ -221,12 +248,17 @@ def _pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, str
                     "damaged or was saved in part: download or export it again."
                 )
         for key in (*pair, name + MID):
-            if key in tensors and not torch.isfinite(tensors[key].float()).all():
+            if key in tensors and not _finite(tensors[key]):
                 raise FileError(
                     f"{path.name}: {key} holds NaN or inf; loading it would turn every picture black. The training "
                     "that made it went wrong: take an earlier save."
                 )
     return names
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or inf. Their sum tells it in one pass, unless it is itself too large."""
+    return math.isfinite(tensor.sum(dtype=torch.float32)) or bool(torch.isfinite(tensor.float()).all())
 
 
 def _with_mid(path: Path, name: str, tensors: Mapping[str, Tensor], down_key: str) -> Tensor:

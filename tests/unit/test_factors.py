@@ -1,6 +1,8 @@
 """The identities of the algebra, over shapes, ranks, cores and dtypes."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,18 @@ from torch.nn.functional import conv2d, linear
 
 from trilora import factors as algebra
 from trilora.errors import RankError, TriLoRAError
-from trilora.factors import Factors, canonical, delta, energy, initial, merged, root_split, scaled, truncated
+from trilora.factors import (
+    Factors,
+    canonical,
+    canonical_once,
+    delta,
+    energy,
+    initial,
+    merged,
+    root_split,
+    scaled,
+    truncated,
+)
 
 KINDS = ("balanced", "paper", "orthogonal")
 
@@ -236,3 +249,15 @@ def test_factors_move_to_another_dtype_together():
 
 def test_the_rank_of_a_full_core_is_its_smaller_side():
     assert Factors(randn(0, 5, 3), randn(1, 3, 2), randn(2, 2, 4)).rank == 2
+
+
+def test_canonical_factors_are_found_once_for_the_same_tensors_and_go_with_them():
+    factors = make(9, 7, 3)
+    once = canonical_once(factors)
+    assert canonical_once(factors) is once
+    for other in (scaled(factors, 2.0), factors._replace(vh=factors.vh * 2)):
+        assert far(delta(canonical_once(other)), 2 * dense(factors)) <= 1e-5 * size(factors)
+    gone = weakref.ref(canonical_once(factors).u)
+    del factors, once, other
+    gc.collect()
+    assert gone() is None

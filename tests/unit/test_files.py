@@ -18,6 +18,7 @@ from strategies import KERNELS, dense, factor_sets, far, make, off_identity, ran
 from torch import Tensor
 
 from trilora import disk, files
+from trilora import factors as algebra
 from trilora.errors import FileError
 from trilora.factors import Factors, canonical
 from trilora.files import PAIRS, Adapter, inside, load, save
@@ -143,6 +144,38 @@ def test_a_middle_factor_is_folded_in(tmp_path, kernel):
     want = 2 * torch.einsum("or,rskl,si->oikl", up.flatten(1), mid, down.flatten(1))
     got = dense(load(tmp_path / "a.safetensors").layers[Q]).float()
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_u_sigma_vh_of_a_layer_is_found_when_it_is_asked_for_and_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(algebra, "canonical", lambda factors: asked.append(factors) or canonical(factors))
+    save(example(), tmp_path / "a.safetensors", torch.float16)
+    back = load(tmp_path / "a.safetensors")
+    up, scale, down = back.raw[Q]
+    assert (up.dtype, scale.tolist(), down.dtype) == (torch.float16, [1.0] * 4, torch.float16)
+    assert len(back.layers) == 3
+    assert not asked
+    assert back.layers[Q] is back.layers[Q]
+    assert len(asked) == 1
+    assert far(dense(back.layers[Q]), up.double() @ down.double()) < 1e-6
+    assert Adapter(dict(back.layers)).raw[Q] is back.layers[Q]
+
+
+def test_an_adapter_stays_as_it_was_read_whatever_becomes_of_the_file(tmp_path):
+    save(example(), tmp_path / "a.safetensors")
+    back = load(tmp_path / "a.safetensors")
+    want = [tensor.clone() for factors in back.raw.values() for tensor in factors]
+    with (tmp_path / "a.safetensors").open("r+b") as file:
+        file.write(b"\0" * file.seek(0, 2))
+        file.truncate(10)
+    assert all(map(torch.equal, [tensor for factors in back.raw.values() for tensor in factors], want))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_finite_numbers_with_an_endless_sum_are_read(tmp_path, dtype):
+    largest = torch.full((6, 2), float(torch.finfo(dtype).max) / 4, dtype=dtype)
+    save_file({Q + UP: largest, Q + DOWN: torch.zeros(2, 5, dtype=dtype)}, tmp_path / "a.safetensors")
+    assert not load(tmp_path / "a.safetensors").layers[Q].sigma.any()
 
 
 def test_the_rank_of_an_adapter_is_its_largest():
