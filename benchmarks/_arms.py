@@ -117,6 +117,19 @@ class Floor:
         return bed.timed(step)
 
 
+class DiffusersFloor:
+    """The same of diffusers' UNet over the same weights."""
+
+    def __init__(self, bed: Bed) -> None:
+        self.bed, self.unet = bed, diffusers_unet(bed)
+
+    def turn(self) -> list[float]:
+        bed = self.bed
+        noisy = bed.latents.to(bed.device, bed.dtype, copy=True).requires_grad_()
+        texts = bed.texts.to(bed.device, bed.dtype)
+        return bed.timed(lambda: self.unet(noisy, 500, encoder_hidden_states=texts).sample.square().mean().backward())
+
+
 class Ours:
     """A step of our training, in the very pieces that the node puts together."""
 

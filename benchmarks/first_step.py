@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> list[Table]:
         wires = ui.demo() if args.quick else ui.sd15()
         arms = {COLD: lambda: ours(ui, wires, True), WARM: lambda: ours(ui, wires, False)}
         arms[CORE_COLD] = lambda: core(ui, wires)
-        samples = in_turn(arms, 1 if args.quick else 3, warm=0)
+        samples = in_turn(arms, 1 if args.quick else 5, warm=0)
         shutil.rmtree(ui.base / "input" / FOLDER)
     goals = (Goal(COLD, CORE_COLD, 1.0), Goal(WARM, COLD, 0.3))
     count = "3" if args.quick else "20"
-    note = "Ours tries two steps beforehand, to say how long the run will take."
+    note = "Ours tries a step beforehand, to say how long the run will take."
     return [Table(f"To the first step, {count} pictures", "s", samples, CORE_COLD, goals, note)]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..trilora.checkpointing import checkpointed
 from ..trilora.errors import TrainingError
-from ..trilora.frozen import frozen
+from ..trilora.frozen import frozen, lying
 from .differentiable import differentiable
 
 
@@ -163,9 +163,10 @@ def _is_affine(module: Any) -> bool:
 def _affine(module: Any, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """How it runs: as it is where autograd may point to its weight, else so that its backward fetches it again."""
     torchs, linear = isinstance(module, AFFINE), isinstance(module, nn.Linear)
+    flat = isinstance(module, nn.Conv2d | nn.Conv3d)  # conv1d gives a view, which a network may not add to
     clamps = isinstance(module, comfy.ops.fp8_ops.Linear)  # its input in place
 
-    def lying(x: Tensor) -> Tensor:
+    def viewing(x: Tensor) -> Tensor:
         return _view(own(x))
 
     def fetching(x: Tensor) -> Tensor:
@@ -176,8 +177,11 @@ def _affine(module: Any, own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
         ready = _lies_ready(module, input)
         if ready and linear:
             return own(input)  # autograd points to the weight where it lies, and keeps nothing else
-        run, x = lying if ready else fetching, input.clone() if clamps else input
-        return frozen(module, x, run, fetched) if x.requires_grad and torch.is_grad_enabled() else run(x)
+        learns = input.requires_grad and torch.is_grad_enabled()
+        if ready and flat:
+            return lying(module, input, own) if learns else own(input)
+        run, x = viewing if ready else fetching, input.clone() if clamps else input
+        return frozen(module, x, run, fetched) if learns else run(x)
 
     return forward
 

@@ -7,12 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 Fetch = Callable[[nn.Module, Tensor], AbstractContextManager[Tensor]]
 """The layer's weight, dense, in the given tensor's dtype and on its device, for the length of a block."""
-
-_CONVOLUTIONS = {3: conv1d_input, 4: conv2d_input, 5: conv3d_input}
 
 
 def frozen(layer: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor], fetch: Fetch) -> Tensor:
@@ -44,9 +41,31 @@ class _Frozen(torch.autograd.Function):
             return input_gradient(ctx.layer, weight, gradient, ctx.shape).to(ctx.dtype), None, None, None
 
 
+def lying(layer: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """As `frozen`, for a convolution whose weight lies on the device and stays there; autograd itself would keep x."""
+    result: Tensor = _Lying.apply(x, layer, run)
+    return result
+
+
+class _Lying(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module, run: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.layer, ctx.shape, ctx.dtype = layer, x.shape, x.dtype
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        weight = ctx.layer.weight.to(gradient.dtype)
+        return input_gradient(ctx.layer, weight, gradient, ctx.shape).to(ctx.dtype), None, None
+
+
 def input_gradient(layer: Any, weight: Tensor, gradient: Tensor, shape: torch.Size) -> Tensor:
     """What a linear layer's or convolution's input of the given shape gets from its output's gradient."""
     if weight.ndim == 2:
         return (gradient.reshape(-1, weight.shape[0]) @ weight).view(shape)
-    back: Callable[..., Tensor] = _CONVOLUTIONS[weight.ndim]
-    return back(shape, weight, gradient, layer.stride, layer.padding, layer.dilation, layer.groups)
+    sides = weight.ndim - 2
+    found: Tensor = torch.ops.aten.convolution_backward(
+        gradient, gradient.new_empty(shape), weight, None, layer.stride, layer.padding, layer.dilation, False,
+        [0] * sides, layer.groups, (True, False, False),
+    )[0]  # fmt: skip
+    return found

@@ -72,7 +72,8 @@ def before(run: Run, dataset: Dataset, memory: Sequence[str] = ()) -> list[str]:
     lines += [line for line in overview(dataset) if line.startswith(("!", "Buckets"))]
     left = settings.steps - training.number
     if left >= LONG:
-        training.trial()  # the first pass is slower than all others
+        if training.device.type != "cpu":
+            training.trial()  # a GPU's first pass loads and chooses its kernels, and is slower than all others
         lines.append(f"about {report.clock(training.trial() * left)} to go, after a trial step")
     return lines
 

@@ -8,7 +8,7 @@ import torch
 from strategies import randn
 from torch import Tensor, nn
 
-from trilora.frozen import frozen
+from trilora.frozen import frozen, lying
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(6, 8), (2, 3, 6)),
@@ -89,3 +89,22 @@ def test_the_gradient_comes_in_the_inputs_own_precision():
     y.sum().backward()
     assert x.grad.dtype == torch.float32
     torch.testing.assert_close(x.grad, layer.weight.float().sum(0).expand(2, 6), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "conv" in name])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_convolution_whose_weight_stays_has_the_gradient_of_autograd_and_nothing_is_saved(name, half):
+    make, shape = LAYERS[name]
+    layer, x, saved = make().requires_grad_(False), randn(0, *shape), []
+    want_in, got_in = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        want = layer(want_in)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            got = lying(layer, got_in, layer)
+    assert not saved
+    assert torch.equal(got, want)
+    upward = randn(1, *want.shape).to(want.dtype)
+    want.backward(upward)
+    got.backward(upward)
+    assert got_in.grad.dtype == torch.float32
+    assert torch.equal(got_in.grad, want_in.grad)

@@ -32,11 +32,18 @@ def test_the_clock_counts_work_and_no_waiting() -> None:
     assert worked > 0.01
 
 
-def test_a_ratio_is_that_of_the_medians_and_one_outlier_does_not_move_it() -> None:
+def test_one_outlier_does_not_move_a_ratio() -> None:
     found = ratio([2.0, 2.2, 1.8, 2.1, 100.0], [1.0, 1.0, 1.0, 1.0, 1.0])
     assert found.value == pytest.approx(2.1)
     assert found.low <= found.value <= found.high
     assert found.low >= 1.8
+
+
+def test_what_slows_both_arms_of_a_turn_does_not_move_their_ratio() -> None:
+    slow = [1.0, 1.6, 1.0, 1.3, 2.0, 1.0]
+    found = ratio([1.1 * second for second in slow], slow)
+    assert found == pytest.approx((1.1, 1.1, 1.1))
+    assert ratio([2.0, 4.0], slow).value == pytest.approx(3 / 1.15)  # not in turn: of the medians
 
 
 def test_a_ratio_of_steady_arms_has_no_spread_and_comes_out_the_same_again() -> None:
