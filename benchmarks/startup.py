@@ -1,9 +1,13 @@
 """ComfyUI's start with and without the pack: processor seconds, and which modules the pack imports.
 
 python dev.py bench startup [--quick]
+
+A whole start differs from the next by more than the pack takes, so its loading is measured alone as well: in new
+processes that have loaded all nodes of core.
 """
 
 import argparse
+import asyncio
 import os
 import re
 import resource
@@ -12,15 +16,21 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks._measure import Goal, Table, in_turn, main
+from benchmarks._comfyui import start
+from benchmarks._measure import Clock, Goal, Table, in_turn, main
 from devkit import ROOT, comfyui
 
 WITH, WITHOUT, AGAIN = "with the pack", "without", "without, plus 0.3 s"
+LOADING, LIMIT = "loading the pack", "0.3 s"
 HEAVY = ("diffusers", "transformers", "accelerate", "peft")
 ALLOWED = 0.3  # seconds
 
 
 def run(args: argparse.Namespace) -> list[Table]:
+    if args.arm:
+        print(loading())
+        sys.exit()
+    alone = [in_process_of_its_own() for _ in range(1 if args.quick else 7)]
     with TemporaryDirectory(prefix="trilora-bench-") as folder:
         bare, packed = (base_directory(Path(folder) / name) for name in ("bare", "packed"))
         (packed / "custom_nodes" / "TriLoRA").symlink_to(ROOT, target_is_directory=True)
@@ -31,7 +41,27 @@ def run(args: argparse.Namespace) -> list[Table]:
     samples[AGAIN] = [seconds + ALLOWED for seconds in samples[WITHOUT]]
     said = ", ".join(sorted(heavy)) or "none"
     note = "" if args.quick else f"Of {', '.join(HEAVY)}, imported because of the pack: {said}."
-    return [Table("Start of ComfyUI", "s", samples, WITHOUT, [Goal(WITH, AGAIN, 1.0)], note)]
+    limited = {LOADING: alone, LIMIT: [ALLOWED] * len(alone)}
+    return [
+        Table("Loading the pack alone", "s", limited, LIMIT, [Goal(LOADING, LIMIT, 1.0)]),
+        Table("Start of ComfyUI", "s", samples, WITHOUT, [Goal(WITH, AGAIN, 1.0)], note),
+    ]
+
+
+def in_process_of_its_own() -> float:
+    command = [sys.executable, "-m", "benchmarks.startup", "--arm", "loading"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=ROOT)
+    return float(done.stdout.splitlines()[-1])
+
+
+def loading() -> float:
+    """Processor seconds that the pack adds to a ComfyUI that has loaded its own nodes."""
+    with TemporaryDirectory(prefix="trilora-bench-") as folder:
+        start(Path(folder))
+        import nodes
+
+        asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+        return Clock()(lambda: asyncio.run(nodes.load_custom_node(str(ROOT))))
 
 
 def base_directory(base: Path) -> Path:
@@ -66,4 +96,4 @@ def imported(base: Path) -> set[str]:
 
 
 if __name__ == "__main__":
-    main(__doc__, run, "startup")
+    main(__doc__, run, "startup", ("--arm", "measure the pack's loading in this process"))

@@ -27,6 +27,7 @@ export function attach(node, app) {
       panel.content.replaceChildren(...editors.map(({ root }) => root), told);
     }
     for (const editor of editors) editor.show();
+    told.hidden = editors.every(({ linked }) => linked);
   };
   show();
   for (const event of ["onConfigure", "onConnectionsChange"]) chain(node, event, show);
@@ -45,9 +46,9 @@ class OverSteps extends CurveEditor {
   }
 
   show() {
-    const linked = this.node.inputs.some((input) => input.name === this.curve.name && input.link != null);
-    this.root.classList.toggle("trilora-elsewhere", linked);
-    this.source.textContent = linked ? "curve of another node" : "";
+    this.linked = this.node.inputs.some((input) => input.name === this.curve.name && input.link != null);
+    this.root.classList.toggle("trilora-elsewhere", this.linked);
+    this.source.textContent = this.linked ? "curve of another node" : "";
     this.draw();
   }
 

@@ -27,6 +27,11 @@ BANDS = """([id, bands]) => {
     widget.setValue(bands, { e: {}, node, canvas: app.canvas });
 }"""
 
+CUT = """(id) => {
+    const node = app.graph.getNodeById(id);
+    node.disconnectInput(node.inputs.findIndex(({ name }) => name === "bands.curve"));
+}"""
+
 
 def queued(page: ComfyPage) -> dict[str, Any]:
     """What the node would be queued with."""
@@ -63,5 +68,31 @@ def test_a_point_is_dragged_and_each_band_has_a_curve(
         bands = queued(page)
         assert [bands[f"bands.{name}"]["points"][0] for name in ("coarse", "fine")] == [[0, 1], [0, 0.975]]
         page.screenshot(f"schedule_{renderer}")
+    finally:
+        comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": False})
+
+
+@pytest.mark.parametrize("renderer", ["classic", "new"])
+def test_a_curve_that_comes_from_another_node_is_not_drawn_here(
+    comfy_server: Server, open_page: Callable[[], ComfyPage], renderer: str
+) -> None:
+    linked = {**GRAPH, "5": node("CurveEditor", curve={"points": [[0, 0], [1, 1]], "interpolation": "linear"})}
+    linked["3"] = {**GRAPH["3"], "inputs": {**GRAPH["3"]["inputs"], "bands.curve": ["5", 0]}}
+    comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": renderer == "new"})
+    try:
+        page = open_page()
+        page.load(linked)
+        page.look_at(SCHEDULE, 1.2)
+        panel = page.panel("Strength over the sampling steps")
+        expect(panel).to_contain_text("curve of another node")
+        expect(panel.get_by_role("slider").first).to_be_hidden()
+        expect(panel.get_by_text("double-click adds")).to_be_hidden()
+        assert queued(page)["bands.curve"] == ["5", 0]
+        page.screenshot(f"schedule_linked_{renderer}")
+        page.run(CUT, SCHEDULE)
+        expect(panel.get_by_role("slider").first).to_be_visible()
+        expect(panel.get_by_text("double-click adds")).to_be_visible()
+        expect(panel).not_to_contain_text("curve of another node")
+        assert set(queued(page)["bands.curve"]) == {"points", "interpolation"}
     finally:
         comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": False})

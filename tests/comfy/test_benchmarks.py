@@ -26,3 +26,9 @@ def test_a_benchmark_runs_at_toy_size(name: str, pack: Any, core_nodes: Any, tmp
         assert all(math.isfinite(value) for values in table.samples.values() for value in values)
         assert table.text().count("\n|") >= 2 + len(table.samples)
         assert not table.picture or (tmp_path / table.picture).stat().st_size
+
+
+def test_the_packs_loading_is_timed_in_a_comfyui_of_its_own() -> None:
+    from benchmarks import startup
+
+    assert 0.01 < startup.in_process_of_its_own() < 5
