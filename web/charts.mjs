@@ -77,7 +77,7 @@ function range(raw, mean, held) {
 function grid(y, marks, width) {
   return marks.flatMap((mark) => [
     svg("line", { x1: LEFT, x2: width - 6, y1: y(mark), y2: y(mark), style: "stroke: var(--tri-line)" }),
-    svg("text", { x: LEFT - 5, y: y(mark) + 3, "text-anchor": "end" }, mark && mark < 0.001 ? brief(mark) : String(mark)),
+    svg("text", { x: LEFT - 5, y: y(mark) + 3, "text-anchor": "end" }, mark && mark < 0.001 ? Number(mark.toPrecision(2)).toExponential() : String(mark)),
   ]);
 }
 
