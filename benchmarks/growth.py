@@ -8,6 +8,7 @@ the demo model's own encoders, at 64 x 64 px.
 """
 
 import argparse
+import math
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -107,19 +108,28 @@ def encoded(ui: ComfyUI) -> Any:
 
 
 def plot(points: Sequence[tuple[float, float]], title: str, size: tuple[int, int] = (480, 300)) -> Image.Image:
-    """Points joined by a line, both axes from 0."""
+    """Points joined by a line; both axes from 0, or both logarithmic where they span a hundredfold."""
     (width, height), edge = size, 40
+    wide = points[-1][0] > 100 * points[0][0]
+    shown = [tuple(math.log10(max(v, 1e-9)) for v in point) if wide else point for point in points]
+    left, low = min(x for x, _ in shown) if wide else 0, min(y for _, y in shown) if wide else 0
+    right, top = max(x for x, _ in shown), max(max(y for _, y in shown), low + 1e-9)
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
-    right, top = max(x for x, _ in points), max(max(y for _, y in points), 1e-9)
-    places = [(edge + x / right * (width - 2 * edge), height - edge - y / top * (height - 2 * edge)) for x, y in points]
+    places = [
+        (
+            edge + (x - left) / (right - left) * (width - 2 * edge),
+            height - edge - (y - low) / (top - low) * (height - 2 * edge),
+        )
+        for x, y in shown
+    ]
     draw.line([(edge, edge), (edge, height - edge), (width - edge, height - edge)], fill="grey")
     draw.line(places, fill="#2060c0", width=2)
     for (x, y), (size_, value) in zip(places, points, strict=True):
         draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill="#2060c0")
         draw.text((x - 10, height - edge + 6), f"{size_:g}", fill="black")
         draw.text((x - 10, y - 16), number(value), fill="black")
-    draw.text((edge, 8), title, fill="black")
+    draw.text((edge, 8), title + (", both axes logarithmic" if wide else ""), fill="black")
     return picture
 
 
