@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> list[Table]:
         for name, loader in ((OURS, ours(ui)), (CORE, core(ui))):
             first[name] = lambda loader=loader: [seconds(lambda: loader(model, 1.0, True))]
             second[name] = lambda loader=loader: other_strength(loader, model)
-        turns = 2 if args.quick else 5
+        turns = 2 if args.quick else 11
         loading, changing = in_turn(first, turns), in_turn(second, turns)
         path.unlink()
     goals = [Goal(OURS, CORE, 1.10)]
