@@ -364,6 +364,16 @@ def test_sigma_is_found_once_while_the_curve_is_played_with_and_goes_with_the_mo
     assert factor() is None
 
 
+def test_sigma_of_a_file_is_found_once_while_the_loaders_strength_is_played_with(
+    demo: Any, file: LoraFile, saved: Callable, run_node: Callable, strength: Callable
+) -> None:
+    name = saved(file.tensors)
+    loaded = [run_node("TriLoRALoad", model=demo.model, file=name, strength=amount)[0] for amount in (1.0, 0.5)]
+    one, two = (strength(model, keep=top(2)) for model in loaded)
+    for key in file.changes:
+        assert one.patches[key][0][1].weights[0] is two.patches[key][0][1].weights[0]
+
+
 def test_factors_that_are_canonical_already_are_not_kept_twice(
     demo: Any, file: LoraFile, saved: Callable, run_node: Callable, strength: Callable
 ) -> None:
