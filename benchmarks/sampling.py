@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> list[Table]:
         }
         side = 16 if args.quick else 32
         arms = {name: stepping(ui, each, text, side) for name, each in models.items()}
-        samples = in_turn(arms, 2 if args.quick else 7)
+        samples = in_turn(arms, 2 if args.quick else 15)
         path.unlink()
     goals = (Goal(MERGED, BASE, NOISE), Goal(CORE_MERGED, BASE, NOISE), Goal(BYPASS, CORE_BYPASS, 1.0))
     return [Table("A sampling step, one picture, no guidance", "s", samples, BASE, goals)]
