@@ -57,7 +57,7 @@ class Size:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-FULL, OVER = Size(), Size(steps=800, learned=8)
+FULL, OVER = Size(), Size(steps=800, learned=8, repair=300)
 QUICK = Size(steps=30, repair=15, captions=10, world=4, turns=2, seeds=(0,))
 
 
@@ -216,11 +216,13 @@ def main() -> None:
     sizes.add_argument("--quick", action="store_true", help="one seed, few steps: the figures say little")
     sizes.add_argument("--over", action="store_true", help="an over-trained LoRA: eight pictures, 800 steps")
     parser.add_argument("--seeds", type=int, nargs="*", help="which seeds")
+    parser.add_argument("--repair", type=int, help="steps of a repair, in place of 400, or of 300 with --over")
     parser.add_argument("--arms", nargs="*", default=ARMS, help="which rows")
     parser.add_argument("--keep", type=Path, help="folder for adapters and pictures, with which a later call goes on")
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = QUICK if options.quick else OVER if options.over else FULL
+    size = replace(size, repair=options.repair or size.repair)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():  # as ComfyUI runs every node
         kept = options.keep or Path(folder) / "kept"
         kept.mkdir(parents=True, exist_ok=True)
