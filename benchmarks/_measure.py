@@ -73,18 +73,20 @@ def ratio(a: Sequence[float], b: Sequence[float], draws: int = 1000) -> Ratio:
     """
     draw = random.Random(0)
 
-    def median_of(left: Sequence[float], right: Sequence[float]) -> float:
-        if len(left) != len(right):
-            return statistics.median(left) / statistics.median(right)
-        return statistics.median(x / y for x, y in zip(left, right, strict=True))
-
     def again() -> float:
         places = draw.choices(range(len(a)), k=len(a))
         others = places if len(a) == len(b) else draw.choices(range(len(b)), k=len(b))
-        return median_of([a[i] for i in places], [b[i] for i in others])
+        return quotient([a[i] for i in places], [b[i] for i in others])
 
     drawn = sorted(again() for _ in range(draws))
-    return Ratio(median_of(a, b), drawn[draws // 20], drawn[-draws // 20])
+    return Ratio(quotient(a, b), drawn[draws // 20], drawn[-draws // 20])
+
+
+def quotient(a: Sequence[float], b: Sequence[float]) -> float:
+    """The value of `ratio` alone."""
+    if len(a) != len(b):
+        return statistics.median(a) / statistics.median(b)
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Table:
         over = self.samples[self.over]
         for arm, values in self.samples.items():
             middle, spread = statistics.median(values), f"{number(min(values))} to {number(max(values))}"
-            share = f"{ratio(values, over).value:.3f}" if all(over) else "-"
+            share = f"{quotient(values, over):.3f}" if all(over) else "-"
             lines.append(f"| {arm} | {number(middle)} | {spread} | {len(values)} | {share} |")
         lines += ["", self.note] if self.note else []
         lines += ["", f"![{self.title}]({self.picture})"] if self.picture else []

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ DRAFTED = """() => {
     const drafts = Object.entries(localStorage).filter(([key]) => key.includes("Workflow.Draft.v"));
     return drafts.some(([, draft]) => values(JSON.parse(JSON.parse(draft).data)) === values(app.graph.serialize()));
 }"""
+
+
+@contextmanager
+def drawn_in(server: Server, renderer: str, theme: str = "dark") -> Iterator[None]:
+    """Within the block, pages that are opened have this renderer ("classic" or "new") and this theme."""
+    server.post("/settings", {"Comfy.VueNodes.Enabled": renderer == "new", "Comfy.ColorPalette": theme})
+    try:
+        yield
+    finally:
+        server.post("/settings", {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"})
 
 
 class ComfyPage:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfy_page import ComfyPage
+from comfy_page import ComfyPage, drawn_in
 from playwright.sync_api import BrowserContext, Locator
 from safetensors.torch import save_file
 
@@ -120,8 +120,7 @@ def test_a_file_that_a_run_has_written_anew_is_read_anew(panel: Panel, loras: Pa
 def test_the_new_renderer_shows_it_too_and_after_a_reload_again(
     comfy_server: Server, loras: Path, open_page: Callable[[], ComfyPage]
 ) -> None:
-    comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": True, "Comfy.ColorPalette": "light"})
-    try:
+    with drawn_in(comfy_server, "new", "light"):
         panel = Panel(open_page())
         panel.choose("ours")
         panel.says("zorvex", "SD 1.x")
@@ -132,5 +131,3 @@ def test_the_new_renderer_shows_it_too_and_after_a_reload_again(
         panel.page.screenshot("load_new_light")
         prompt: dict[str, Any] = panel.page.run("async () => (await app.graphToPrompt()).output")
         assert set(prompt["2"]["inputs"]) == {"model", "file", "strength", "strength_clip"}
-    finally:
-        comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"})

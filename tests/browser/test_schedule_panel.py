@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from comfy_page import ComfyPage
+from comfy_page import ComfyPage, drawn_in
 from playwright.sync_api import expect
 
 from demo.workflow import node
@@ -43,8 +43,7 @@ def queued(page: ComfyPage) -> dict[str, Any]:
 def test_a_point_is_dragged_and_each_band_has_a_curve(
     comfy_server: Server, open_page: Callable[[], ComfyPage], renderer: str
 ) -> None:
-    comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": renderer == "new"})
-    try:
+    with drawn_in(comfy_server, renderer):
         page = open_page()
         page.load(GRAPH)
         page.look_at(SCHEDULE, 1.2)
@@ -68,8 +67,6 @@ def test_a_point_is_dragged_and_each_band_has_a_curve(
         bands = queued(page)
         assert [bands[f"bands.{name}"]["points"][0] for name in ("coarse", "fine")] == [[0, 1], [0, 0.975]]
         page.screenshot(f"schedule_{renderer}")
-    finally:
-        comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": False})
 
 
 @pytest.mark.parametrize("renderer", ["classic", "new"])
@@ -78,8 +75,7 @@ def test_a_curve_that_comes_from_another_node_is_not_drawn_here(
 ) -> None:
     linked = {**GRAPH, "5": node("CurveEditor", curve={"points": [[0, 0], [1, 1]], "interpolation": "linear"})}
     linked["3"] = {**GRAPH["3"], "inputs": {**GRAPH["3"]["inputs"], "bands.curve": ["5", 0]}}
-    comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": renderer == "new"})
-    try:
+    with drawn_in(comfy_server, renderer):
         page = open_page()
         page.load(linked)
         page.look_at(SCHEDULE, 1.2)
@@ -94,5 +90,3 @@ def test_a_curve_that_comes_from_another_node_is_not_drawn_here(
         expect(panel.get_by_text("double-click adds")).to_be_visible()
         expect(panel).not_to_contain_text("curve of another node")
         assert set(queued(page)["bands.curve"]) == {"points", "interpolation"}
-    finally:
-        comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": False})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from comfy_page import ComfyPage
+from comfy_page import ComfyPage, drawn_in
 from PIL import Image
 from playwright.sync_api import Locator
 from safetensors.torch import save_file
@@ -236,8 +236,7 @@ def test_points_are_moved_added_and_removed_by_mouse_and_keys(panel: Panel) -> N
 def test_curve_and_spectrum_are_there_again_after_a_reload(
     comfy_server: Server, lora: Path, open_page: Callable[[], ComfyPage], renderer: str, theme: str
 ) -> None:
-    comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": renderer == "new", "Comfy.ColorPalette": theme})
-    try:
+    with drawn_in(comfy_server, renderer, theme):
         panel = Panel(open_page())
         panel.run()
         panel.press("soften")
@@ -256,5 +255,3 @@ def test_curve_and_spectrum_are_there_again_after_a_reload(
         prompt = panel.page.run("async () => (await app.graphToPrompt()).output")
         assert prompt[str(STRENGTH)]["inputs"]["curve"] == panel.curve
         assert set(panel.curve) == {"points", "interpolation"}
-    finally:
-        comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"})

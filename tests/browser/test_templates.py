@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from comfy_page import ComfyPage
+from comfy_page import ComfyPage, drawn_in
 
 from devkit import ROOT
 from devkit.examples import Example, examples
@@ -39,8 +39,7 @@ Box = tuple[float, float, float, float]
 def test_every_template_is_whole_and_laid_out_and_means_its_graph(
     comfy_server: Server, open_page: Callable[[], ComfyPage], renderer: str
 ) -> None:
-    comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": renderer == "new"})
-    try:
+    with drawn_in(comfy_server, renderer):
         page, faults = open_page(), {}
         for name, example in examples().items():
             workflow = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
@@ -50,8 +49,6 @@ def test_every_template_is_whole_and_laid_out_and_means_its_graph(
             faults[name] = seen(found, example)
             page.screenshot(f"template {name} {renderer}")
         assert not {name: fault for name, fault in faults.items() if fault}
-    finally:
-        comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": False})
 
 
 def seen(found: dict[str, Any], example: Example) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_page import ComfyPage
+from comfy_page import ComfyPage, drawn_in
 from playwright.sync_api import Locator, expect
 
 from demo.workflow import TRIGGER, node
@@ -190,8 +190,7 @@ def test_two_train_nodes_of_a_graph_do_not_mix(page: ComfyPage) -> None:
 def test_the_panel_is_there_in_the_new_renderer_and_on_the_light_theme(
     comfy_server: Server, open_page: Callable[[], ComfyPage]
 ) -> None:
-    comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": True, "Comfy.ColorPalette": "light"})
-    try:
+    with drawn_in(comfy_server, "new", "light"):
         page = open_page()
         small(page, steps=6, seed=5, every=3)
         page.look_at(TRAIN)
@@ -204,5 +203,3 @@ def test_the_panel_is_there_in_the_new_renderer_and_on_the_light_theme(
         inside = panel.evaluate("(panel) => panel.scrollWidth <= panel.clientWidth + 1 && panel.clientHeight > 200")
         assert inside, "the panel is as wide as the node, and as high as what it shows"
         page.screenshot("train-new-renderer-light")
-    finally:
-        comfy_server.post("/settings", {"Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark"})
