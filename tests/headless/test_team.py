@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trilora import files
 from trilora.attach import attached
 from trilora.draws import Draws
 from trilora.factors import delta
+from trilora.headless.team import by_dtype
 from trilora.objective import Example
 from trilora.settings import Settings
 from trilora.targets import linear_layers
@@ -74,6 +76,12 @@ def test_the_gradients_and_losses_of_the_shares_add_to_those_of_one() -> None:
     assert preservation == pytest.approx(step.preservation, rel=1e-3, abs=1e-9)
     assert there
     assert not none
+
+
+@pytest.mark.parametrize("dtypes", list(permutations([torch.float32, torch.float64, torch.bfloat16])))
+def test_what_a_process_sends_first_does_not_depend_on_the_process(dtypes: tuple[torch.dtype, ...]) -> None:
+    tensors = [torch.zeros(1, dtype=dtype) for dtype in dtypes * 2]
+    assert [[tensor.dtype for tensor in group] for group in by_dtype(tensors)] == [[dtype] * 2 for dtype in dtypes]
 
 
 def launched(words: list[str], processes: int) -> None:

@@ -21,12 +21,19 @@ class Processes:
         self.index, self.count = self.accelerator.process_index, self.accelerator.num_processes
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        for dtype in {tensor.dtype for tensor in tensors}:
-            same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        for same in by_dtype(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
             total = self.accelerator.reduce(flat, "sum").split([tensor.numel() for tensor in same])
             for tensor, part in zip(same, total, strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+
+def by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The tensors of each dtype, in the order given: every process must send its groups in the same one."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return list(groups.values())
 
 
 def gathered(device: str = "") -> tuple[Team, str, Callable[[], Any]]:
