@@ -99,7 +99,7 @@ def test_a_chosen_file_shows_its_words_and_a_click_copies_them(panel: Panel, con
     panel.page.screenshot("load_classic")
 
 
-def test_what_can_not_be_told_is_told_in_words(panel: Panel) -> None:
+def test_what_can_not_be_told_is_told_in_words_and_key_r_looks_again(panel: Panel, loras: Path) -> None:
     panel.choose("bare")
     panel.says("rank 8", "base unknown", "No trigger word is in the file.", "The file says nothing of its training.")
     panel.choose("broken")
@@ -108,6 +108,9 @@ def test_what_can_not_be_told_is_told_in_words(panel: Panel) -> None:
     panel.says("It holds LoHa", "ComfyUI's own Load LoRA")
     panel.choose("gone")
     panel.says("said/gone.safetensors is not in a loras folder")
+    save_file(TENSORS, loras / "gone.safetensors", SAID["ours"])
+    panel.page.run("() => app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")  # key R
+    panel.says("zorvex", "rank 8")
 
 
 def test_a_file_that_a_run_has_written_anew_is_read_anew(panel: Panel, loras: Path) -> None:
