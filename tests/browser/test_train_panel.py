@@ -1,13 +1,13 @@
 """The live panel of Train TriLoRA, in ComfyUI's page."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comfy_page import ComfyPage, drawn_in
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from demo.workflow import TRIGGER, node
 from devkit.server import Server
@@ -79,6 +79,23 @@ def curve_of(panel: Locator) -> str:
 
 def stop(panel: Locator) -> Any:
     return panel.get_by_role("button", name="Stop and keep")
+
+
+SPECTRA = """async ([scores, rank]) => {
+    const { spectrumChart } = await import("/extensions/TriLoRA/charts.mjs");
+    const values = (step) => Array.from({ length: rank }, (_, i) => step / (i + 1));
+    const sigmas = new Map(Array.from({ length: scores }, (_, i) => [50 * (i + 1), values(50 * (i + 1))]));
+    const chart = spectrumChart({ sigmas }, 300);
+    return [chart.querySelectorAll("rect").length, chart.querySelectorAll("path").length, chart.ariaLabel];
+}"""
+
+
+@pytest.fixture
+def script(context: BrowserContext, comfy_server: Server) -> Iterator[Page]:
+    """A tab without the front end, for what the panel's modules work out by themselves."""
+    with context.new_page() as page:
+        page.goto(f"{comfy_server.url}/system_stats")
+        yield page
 
 
 @pytest.fixture(autouse=True)
@@ -203,3 +220,13 @@ def test_the_panel_is_there_in_the_new_renderer_and_on_the_light_theme(
         inside = panel.evaluate("(panel) => panel.scrollWidth <= panel.clientWidth + 1 && panel.clientHeight > 200")
         assert inside, "the panel is as wide as the node, and as high as what it shows"
         page.screenshot("train-new-renderer-light")
+
+
+
+
+def test_a_run_of_many_scores_and_ranks_still_draws_its_spectrum(script: Page) -> None:
+    bars, lines, label = script.evaluate(SPECTRA, [1000, 256])
+    assert (bars, lines <= 40) == (256, True)
+    assert "at step 50000" in label
+    assert script.evaluate(SPECTRA, [1, 4])[:2] == [4, 0]
+    assert script.evaluate(SPECTRA, [3, 1])[:2] == [1, 2]
