@@ -96,6 +96,12 @@ export function joined(known, message) {
   for (const [step, value] of message.held_out) base.held.set(step, value);
   for (const step of message.pictures) base.films.add(step);
   for (const [step, values] of message.spectra) base.sigmas.set(step, values);
-  const curve = base.curve.length > MOST ? base.curve.filter((_, i) => i % 2) : base.curve;
+  const curve = base.curve.length > MOST ? halved(base.curve) : base.curve;
   return { ...base, ...message, curve };
+}
+
+/** Every second point, with the distance of the one before where it has none: that is not taken at every step. */
+function halved(curve) {
+  const thinned = (point, i) => ({ ...point, preservation: point.preservation ?? curve[i - 1].preservation });
+  return curve.flatMap((point, i) => (i % 2 ? [thinned(point, i)] : []));
 }

@@ -81,6 +81,18 @@ def stop(panel: Locator) -> Any:
     return panel.get_by_role("button", name="Stop and keep")
 
 
+TOLD = """async ([steps, every]) => {
+    const { joined } = await import("/extensions/TriLoRA/runs.mjs");
+    let run;
+    for (let after = 0; after < steps; after = run.step) {
+        const some = [1, 2, 3].map((i) => after + i).filter((step) => step <= steps);
+        run = joined(run, {
+            run: "a", after, step: some.at(-1), steps: some, loss: some.map(() => 1),
+            preservation: some.map((step) => ((step - 1) % every ? null : 0.5)), held_out: [], pictures: [], spectra: [],
+        });
+    }
+    return run.curve;
+}"""
 SPECTRA = """async ([scores, rank]) => {
     const { spectrumChart } = await import("/extensions/TriLoRA/charts.mjs");
     const values = (step) => Array.from({ length: rank }, (_, i) => step / (i + 1));
@@ -222,6 +234,12 @@ def test_the_panel_is_there_in_the_new_renderer_and_on_the_light_theme(
         page.screenshot("train-new-renderer-light")
 
 
+
+def test_a_long_curve_keeps_the_distance_that_is_taken_at_every_other_step(script: Page) -> None:
+    for steps in (8001, 8002, 17000):
+        curve = script.evaluate(TOLD, [steps, 2])
+        assert len(curve) < 8001
+        assert sum(point["preservation"] is not None for point in curve) >= len(curve) / 2
 
 
 def test_a_run_of_many_scores_and_ranks_still_draws_its_spectrum(script: Page) -> None:
