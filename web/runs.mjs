@@ -44,8 +44,20 @@ async function ask(app, api) {
     return;
   }
   const workflow = panels.size ? app.rootGraph.id : "";
+  const before = [...runs.values()];
   const answer = await post(api, "watch", { client_id: client, workflow });
-  for (const run of answer?.runs ?? []) receive(run, app, api);
+  if (!answer || workflow !== app.rootGraph.id) return;
+  for (const run of lost(before, answer.runs, workflow)) tell(run, app);
+  for (const run of answer.runs) receive(run, app, api);
+}
+
+/** Runs of a workflow that had not ended and that the server no longer knows, as they end: it was started anew. */
+export function lost(known, answered, workflow) {
+  const alive = new Set(answered.map(({ run }) => run));
+  const text = "The server was started anew in the middle of this run. Queue again: it goes on from its last state on disk.";
+  return known
+    .filter((run) => run.workflow === workflow && ["working", "learning"].includes(run.stage) && !alive.has(run.run))
+    .map((run) => ({ ...run, text, stage: "failed", learning: false }));
 }
 
 /** POST to one of the pack's routes; null where it finds nothing or nobody answers. */
@@ -64,15 +76,16 @@ export async function post(api, route, body) {
 
 function receive(message, app, api) {
   if (message.workflow !== app.rootGraph.id) return;
-  const node = nodeAt(app.rootGraph, message.node);
-  if (!panels.has(node)) return;
+  if (!panels.has(nodeAt(app.rootGraph, message.node))) return;
   const run = joined(runs.get(message.node), message);
-  if (!run) {
-    askSoon(app, api); // something in between was missed
-    return;
-  }
-  runs.set(message.node, run);
-  panels.get(node)(run);
+  if (run) tell(run, app);
+  else askSoon(app, api); // something in between was missed
+}
+
+/** Keep a run as it stands, and show it on its node. */
+function tell(run, app) {
+  runs.set(run.node, run);
+  panels.get(nodeAt(app.rootGraph, run.node))?.(run);
 }
 
 /** The node at an execution id: "7", or "5:7" for the node 7 inside the subgraph node 5. */

@@ -100,6 +100,10 @@ SPECTRA = """async ([scores, rank]) => {
     const chart = spectrumChart({ sigmas }, 300);
     return [chart.querySelectorAll("rect").length, chart.querySelectorAll("path").length, chart.ariaLabel];
 }"""
+LOST = """async ([known, answered, workflow]) => {
+    const { lost } = await import("/extensions/TriLoRA/runs.mjs");
+    return lost(known, answered, workflow);
+}"""
 
 
 @pytest.fixture
@@ -233,6 +237,18 @@ def test_the_panel_is_there_in_the_new_renderer_and_on_the_light_theme(
         assert inside, "the panel is as wide as the node, and as high as what it shows"
         page.screenshot("train-new-renderer-light")
 
+
+def test_a_run_that_the_server_no_longer_knows_is_over(script: Page) -> None:
+    def run(name: str, stage: str, workflow: str = "shown") -> dict[str, Any]:
+        return {"run": name, "stage": stage, "workflow": workflow, "learning": stage == "learning", "step": 7}
+
+    going, encoding, done = run("a", "learning"), run("b", "working"), run("c", "ended")
+    known = [going, encoding, done, run("d", "learning", "another")]
+    assert script.evaluate(LOST, [known, [going, encoding, done], "shown"]) == []
+    over = script.evaluate(LOST, [known, [done], "shown"])
+    assert [each["run"] for each in over] == ["a", "b"]
+    assert all(each["stage"] == "failed" and not each["learning"] and each["step"] == 7 for each in over)
+    assert "started anew" in over[0]["text"]
 
 
 def test_a_long_curve_keeps_the_distance_that_is_taken_at_every_other_step(script: Page) -> None:
