@@ -120,6 +120,21 @@ def test_a_file_that_a_run_has_written_anew_is_read_anew(panel: Panel, loras: Pa
     panel.says("brandnew")
 
 
+def test_a_panel_inside_a_subgraph_ends_with_its_graph(panel: Panel) -> None:
+    """Each step back and forth makes a new graph; after a run, the panels of the old ones ask for nothing."""
+    page, asked = panel.page, []
+    page.run("(id) => app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))", LOAD)
+    page.run("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+    for step in ("undo", "redo", "undo", "redo"):
+        page.run("(step) => app.extensionManager.workflow.activeWorkflow.changeTracker[step]()", step)
+    page.page.wait_for_timeout(500)
+    page.page.on("request", lambda request: asked.append(request.url) if "/trilora/lora?" in request.url else None)
+    page.server.wait(page.queue(), 120)
+    page.until(lambda: asked, "that the file is read anew")
+    page.page.wait_for_timeout(300)
+    assert len(asked) == 1
+
+
 def test_the_new_renderer_shows_it_too_and_after_a_reload_again(
     comfy_server: Server, loras: Path, open_page: Callable[[], ComfyPage]
 ) -> None:
