@@ -88,7 +88,8 @@ TOLD = """async ([steps, every]) => {
         const some = [1, 2, 3].map((i) => after + i).filter((step) => step <= steps);
         run = joined(run, {
             run: "a", after, step: some.at(-1), steps: some, loss: some.map(() => 1),
-            preservation: some.map((step) => ((step - 1) % every ? null : 0.5)), held_out: [], pictures: [], spectra: [],
+            preservation: some.map((step) => ((step - 1) % every ? null : 0.5)),
+            held_out: [], pictures: [], spectra: [],
         });
     }
     return run.curve;
