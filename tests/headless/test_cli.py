@@ -59,6 +59,7 @@ def test_help_says_what_each_setting_means(trilora: Callable, capfd: Any) -> Non
         (["train", "--base", "nowhere", "--pictures", "nowhere"], 1, "nowhere is neither a folder"),
         (["train", "--base", BASE, "--pictures", "p", "--rank", "0"], 1, "rank is 0, but has to be at least 1"),
         (["train", "--config", "nowhere.toml"], 1, "nowhere.toml can't be read"),
+        (["train", "--base", BASE, "--pictures", "p", "--output-dtype", "fp16"], 1, "output_dtype is 'fp16', but has"),
         (["info", "nowhere.safetensors"], 1, "nowhere.safetensors does not exist"),
         (["resize", "nowhere.safetensors", "--rank", "2", "-o", "x.safetensors"], 1, "does not exist"),
         (["sample", "--base", BASE], 1, "There is nothing to paint"),

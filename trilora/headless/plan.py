@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..dataset import Dataset
 from ..errors import TriLoRAError
+from ..files import DTYPES
 from ..film import Preview
 from ..pictures import read_folder
 from ..run import Watch
@@ -118,6 +119,9 @@ def plan_of(values: Values) -> Plan:
     for what, value in (("base", plan.base), ("pictures", plan.data.pictures)):
         if not value:
             raise TriLoRAError(f"No {what} was given: use --{what}, or a TOML file that names it.")
+    for what, value in (("dtype", plan.dtype), ("output_dtype", plan.output_dtype)):
+        if value not in DTYPES:
+            raise TriLoRAError(f"The setting {what} is {value!r}, but has to be one of {', '.join(DTYPES)}.")
     if not plan.output.endswith(".safetensors"):
         raise TriLoRAError(f"The output {plan.output!r} has to end in .safetensors.")
     return plan
