@@ -15,7 +15,7 @@ import pytest
 import torch
 from identical import same
 from PIL import Image
-from shipped import BASE, few_pictures
+from shipped import BASE, STYLE, few_pictures
 from strategies import randn
 
 from devkit import ROOT
@@ -58,8 +58,16 @@ def test_help_says_what_each_setting_means(trilora: Callable, capfd: Any) -> Non
         (["train"], 1, "No base was given: use --base"),
         (["train", "--base", "nowhere", "--pictures", "nowhere"], 1, "nowhere is neither a folder"),
         (["train", "--base", BASE, "--pictures", "p", "--rank", "0"], 1, "rank is 0, but has to be at least 1"),
-        (["train", "--base", BASE, "--pictures", "p", "--score-every", "0"], 1, "watch.score_every is 0, but has to be"),
-        (["train", "--base", BASE, "--pictures", "p", "--checkpoints", "0"], 1, "watch.checkpoints is 0, but has to be"),
+        (
+            ["train", "--base", BASE, "--pictures", "p", "--score-every", "0"],
+            1,
+            "watch.score_every is 0, but has to be",
+        ),
+        (
+            ["train", "--base", BASE, "--pictures", "p", "--checkpoints", "0"],
+            1,
+            "watch.checkpoints is 0, but has to be",
+        ),
         (["train", "--base", BASE, "--pictures", "p", "--resolution", "0"], 1, "data.resolution is 0, but has to be"),
         (["train", "--base", BASE, "--pictures", "p", "--preview-steps", "-1"], 1, "preview.steps is -1, but has to"),
         (["train", "--config", "nowhere.toml"], 1, "nowhere.toml can't be read"),
@@ -67,6 +75,9 @@ def test_help_says_what_each_setting_means(trilora: Callable, capfd: Any) -> Non
         (["info", "nowhere.safetensors"], 1, "nowhere.safetensors does not exist"),
         (["resize", "nowhere.safetensors", "--rank", "2", "-o", "x.safetensors"], 1, "does not exist"),
         (["sample", "--base", BASE], 1, "There is nothing to paint"),
+        (["sample", "--base", BASE, "--prompt", "a", "--device", "gpu"], 1, "The device 'gpu' can't be used"),
+        (["train", "--base", BASE, "--pictures", "p", "--device", "cuda:99"], 1, "The device 'cuda:99' can't be used"),
+        (["evaluate", STYLE, STYLE, "--demo", "--device", "gpu"], 1, "The device 'gpu' can't be used"),
         (["sample", "--base", BASE, "--prompt", "a", "--adapter", "a", "--strength", "1", "2"], 1, "2 strengths"),
     ],
 )
