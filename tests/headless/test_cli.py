@@ -112,6 +112,15 @@ def test_a_config_that_can_not_be_is_told(trilora: Callable, tmp_path: Path, tex
     assert told in said.err
 
 
+def test_text_files_may_begin_with_the_mark_that_windows_puts_there(tmp_path: Path) -> None:
+    from trilora.headless import options, running, sample
+
+    file = tmp_path / "said.txt"
+    file.write_text("training = 'a red house'\n", encoding="utf-8-sig")
+    assert options.read_file(file) == {"training": "a red house"}
+    assert sample._lines(str(file)) == running._lines(str(file)) == ["training = 'a red house'"]
+
+
 def test_info_loads_neither_diffusers_nor_transformers(tmp_path: Path) -> None:
     files.save(made(), tmp_path / "a.safetensors")
     code = (

@@ -173,7 +173,7 @@ def _lines(file: str) -> list[str]:
     if not file:
         return []
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TriLoRAError(f"The captions in {file} can't be read: {error}.") from None
     return [line.strip() for line in lines if line.strip()]

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _lines(file: str) -> list[str]:
     try:
-        return [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise TriLoRAError(f"The prompts in {file} can't be read: {error}.") from None
 
