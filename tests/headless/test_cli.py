@@ -201,6 +201,15 @@ def test_sample_paints_each_prompt_at_each_seed_and_an_adapter_acts(trilora: Cal
     assert not set(bytes_of["adapted"]) & set(bytes_of["bare"])
 
 
+@pytest.mark.parametrize("count", [1, 1000, 1001])
+def test_any_number_of_prompts_lie_in_their_order_by_the_names_of_their_pictures(count: int) -> None:
+    from trilora.headless.sample import _named
+
+    names = [_named(number, 30, count) for number in range(count)]
+    assert names == sorted(names)
+    assert names[0] == ("000_seed30.png" if count < 1001 else "0000_seed30.png")
+
+
 @pytest.mark.slow
 def test_the_toml_in_a_file_makes_the_same_bits_again(trilora: Callable, train_words: Callable, tmp_path: Path) -> None:
     """With a log, previews and held-out pictures; flags won over a first TOML; a run is gone on with from its state."""

@@ -59,8 +59,13 @@ def run(options: argparse.Namespace) -> None:
     with worn(pipe, list(zip(adapters, strengths, strict=True))), tqdm(places, unit="picture") as bar:
         for number, prompt, seed in bar:
             picture = picture_of(paint(pipe, prompt, seed, *how))
-            write(Path(options.output) / f"{number:03}_seed{seed}.png", png(picture))
+            write(Path(options.output) / _named(number, seed, len(prompts)), png(picture))
     print(f"{len(places)} pictures in {options.output}")
+
+
+def _named(number: int, seed: int, count: int) -> str:
+    """A picture's file; `count` prompts lie in their own order by name, because `evaluate --prompts` goes by that."""
+    return f"{number:0{max(3, len(str(count - 1)))}}_seed{seed}.png"
 
 
 def _lines(file: str) -> list[str]:
