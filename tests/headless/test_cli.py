@@ -75,6 +75,9 @@ def test_help_says_what_each_setting_means(trilora: Callable, capfd: Any) -> Non
         (["info", "nowhere.safetensors"], 1, "nowhere.safetensors does not exist"),
         (["resize", "nowhere.safetensors", "--rank", "2", "-o", "x.safetensors"], 1, "does not exist"),
         (["sample", "--base", BASE], 1, "There is nothing to paint"),
+        (["sample", "--base", BASE, "--prompt", "a", "--steps", "0"], 1, "0 steps paint nothing"),
+        (["resize", "nowhere.safetensors", "--megabytes", "nan", "-o", "x.safetensors"], 1, "nan MB is no size"),
+        (["merge", "nowhere.safetensors", "--weights", "inf", "-o", "x.safetensors"], 1, "are not all numbers"),
         (["sample", "--base", BASE, "--prompt", "a", "--device", "gpu"], 1, "The device 'gpu' can't be used"),
         (["train", "--base", BASE, "--pictures", "p", "--device", "cuda:99"], 1, "The device 'cuda:99' can't be used"),
         (["evaluate", STYLE, STYLE, "--demo", "--device", "gpu"], 1, "The device 'gpu' can't be used"),
@@ -94,6 +97,14 @@ def test_a_wrong_flag_is_code_2(trilora: Callable) -> None:
     with pytest.raises(SystemExit) as stopped:
         trilora("resize", "a.safetensors", "--rnak", 2)
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("size", ["4x4", "0x64", "512", "ax64"])
+def test_a_size_that_no_picture_has_is_told_with_one_that_is(trilora: Callable, capfd: Any, size: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        trilora("sample", "--base", BASE, "--prompt", "a", "--size", size)
+    assert stopped.value.code == 2
+    assert f"'{size}' is no width x height of 16 pixels or more, such as 512x768" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 from .. import files
 from ..disk import write
 from ..errors import TriLoRAError
+from ..pictures import SMALLEST
 
 HELP = """paint pictures with a base and any number of adapters
 
@@ -38,6 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     prompts = [*options.prompt, *(_lines(options.prompts) if options.prompts else [])]
+    if options.steps < 1:
+        raise TriLoRAError(f"{options.steps} steps paint nothing. Give --steps 1 or more.")
     if not prompts:
         raise TriLoRAError("There is nothing to paint. Give --prompt, or --prompts with a file.")
     strengths = options.strength * len(options.adapter) if len(options.strength) == 1 else options.strength
@@ -76,5 +79,7 @@ def _lines(file: str) -> list[str]:
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, height = text.lower().split("x")
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= SMALLEST):
+        raise argparse.ArgumentTypeError(f"{text!r} is no width x height of {SMALLEST} pixels or more, such as 512x768")
     return int(width), int(height)
