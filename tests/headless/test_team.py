@@ -16,6 +16,7 @@ from devkit import ROOT
 from trilora import files
 from trilora.attach import attached
 from trilora.draws import Draws
+from trilora.errors import TrainingError
 from trilora.factors import delta
 from trilora.headless.team import by_dtype
 from trilora.objective import Example
@@ -76,6 +77,19 @@ def test_the_gradients_and_losses_of_the_shares_add_to_those_of_one() -> None:
     assert preservation == pytest.approx(step.preservation, rel=1e-3, abs=1e-9)
     assert there
     assert not none
+
+
+def test_a_loss_that_is_no_number_ends_all_processes_at_once() -> None:
+    """Whoever comes to it tells the others first; one that went silently would leave them waiting."""
+    toy, settings = Toy(), Settings(steps=1, rank=2)
+    broken = [(Example(randn(0, *LATENT) * torch.nan, randn(1, CONDITION)),)]
+    layers, member = create_layers(linear_layers(toy.net), settings), Member(0, 2)
+    with attached(toy.net, layers) as switch:
+        training = Training(toy, layers, switch, broken, settings, team=member)
+        with pytest.raises(TrainingError, match="no longer a number at step 1 .learning rate"):
+            training.step()
+    assert len(member.sums) == 1
+    assert training.number == 0
 
 
 @pytest.mark.parametrize("dtypes", list(permutations([torch.float32, torch.float64, torch.bfloat16])))
