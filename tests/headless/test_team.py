@@ -13,6 +13,7 @@ from shipped import few_pictures
 from strategies import CONDITION, LATENT, Toy, randn
 
 from devkit import ROOT
+from devkit.server import free_port
 from trilora import files
 from trilora.attach import attached
 from trilora.draws import Draws
@@ -105,6 +106,34 @@ def launched(words: list[str], processes: int) -> None:
     command = [sys.executable, *launch, "-m", "trilora", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_process_waits_for_days_while_the_first_encodes() -> None:
+    """Torch's own patience ends after 10 minutes (NCCL) or 30 (gloo), in the midst of a large data set."""
+    code = (
+        "import torch; from trilora.headless.team import Processes; Processes('cpu'); "
+        "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu')); "
+        "print(group.options._timeout.total_seconds())"
+    )
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    environment = {**os.environ, **alone}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 24 * 3600
 
 
 @pytest.mark.slow
