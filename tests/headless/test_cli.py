@@ -281,6 +281,14 @@ def test_a_run_that_is_interrupted_keeps_its_work_and_goes_on_to_the_same_bits(
     assert same(files.load(tmp_path / "out.safetensors"), files.load(tmp_path / "whole.safetensors"))
 
 
+@pytest.mark.parametrize("wrong", [{"start_from": "nowhere.safetensors"}, {"blocks": "99"}, {"preserve_captions": "x"}])
+def test_what_can_not_be_trained_is_told_before_pictures_are_encoded(
+    trilora: Callable, train_words: Callable, tmp_path: Path, wrong: dict[str, str]
+) -> None:
+    assert trilora(*train_words(pictures=few_pictures(tmp_path / "pictures", 1), **wrong)).code == 1
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_training_goes_on_from_an_adapter_with_all_its_layers(
     trilora: Callable, train_words: Callable, tmp_path: Path
 ) -> None:
