@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from trilora.files import Adapter
-from trilora.headless.naming import renamed
+from trilora.headless.naming import in_kohya, renamed
 from trilora.headless.paths import diffusers_path, dotted, kohya, names_of, stability
 
 CONFIGS = {  # ComfyUI's words for the two UNets
@@ -81,3 +81,15 @@ def test_a_text_encoders_layers_are_renamed_too() -> None:
     xl = Adapter({f"lora_te1_{path}": None, f"lora_te2_{path}": None})
     assert list(renamed(xl, "diffusers").layers) == [f"text_encoder.{whole}", f"text_encoder_2.{whole}"]
     assert list(renamed(renamed(xl, "diffusers"), "kohya").layers) == list(xl.layers)
+
+
+def test_a_text_encoders_layer_has_one_name_in_a_merge_whatever_files_call_it() -> None:
+    """Else two of them come into the file, and whoever loads it takes one of the two."""
+    path = "text_model_encoder_layers_0_self_attn_q_proj"
+    names = [f"lora_te_{path}", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"]
+    sd = [Adapter({name: None}) for name in names]
+    assert set(map(in_kohya(sd), names)) == {f"lora_te_{path}"}
+    xl = [*sd, Adapter({f"lora_te2_{path}": None})]
+    assert set(map(in_kohya(xl), names)) == {f"lora_te1_{path}"}
+    only_the_first = Adapter({f"lora_te1_{path}": None})
+    assert list(renamed(only_the_first, "kohya").layers) == [f"lora_te1_{path}"]

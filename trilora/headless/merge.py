@@ -32,4 +32,4 @@ def run(options: argparse.Namespace) -> None:
         raise TriLoRAError(f"The weights {options.weights} are not all numbers. Give a finite one for each file.")
     adapters = [files.load(Path(file)) for file in options.files]
     weights = options.weights * len(adapters) if len(options.weights) == 1 else options.weights
-    keeping.write(*combine.merge(adapters, weights, rule, in_kohya), options)
+    keeping.write(*combine.merge(adapters, weights, rule, in_kohya(adapters)), options)

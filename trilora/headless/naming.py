@@ -1,7 +1,7 @@
 """The names of an adapter's layers as several tools write them: Stable Diffusion 1.x, 2.x and XL."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from ..errors import TargetError
@@ -40,7 +40,7 @@ def renamed(adapter: Adapter, to: str, depth: int = 2) -> Adapter:
     Raises:
         TargetError: a name that is none of a Stable Diffusion's, or two of one layer.
     """
-    two = any(name.startswith(SECOND) for name in adapter.layers)
+    two = _two(adapter.layers)
     layers = {_in(NAMINGS[to], name, depth, two): factors for name, factors in adapter.layers.items()}
     if to == "comfyui":
         layers = _upsampling(layers, depth)
@@ -64,12 +64,22 @@ def _upsampling(layers: Mapping[str, Factors], depth: int) -> dict[str, Factors]
     return {placed(name): factors for name, factors in layers.items()}
 
 
-def in_kohya(name: str) -> str:
-    """A layer's name in this package's own files; one of another architecture stays."""
-    try:
-        return _in(NAMINGS["kohya"], name, 2, not name.startswith(KOHYA_TEXTS[0]))
-    except TargetError:
-        return name
+def in_kohya(adapters: Iterable[Adapter]) -> Callable[[str], str]:
+    """What gives a layer of these adapters its name in this package's own files; one of another architecture stays."""
+    two = _two(name for adapter in adapters for name in adapter.layers)
+
+    def named(name: str) -> str:
+        try:
+            return _in(NAMINGS["kohya"], name, 2, two)
+        except TargetError:
+            return name
+
+    return named
+
+
+def _two(names: Iterable[str]) -> bool:
+    """Whether the base has two text encoders: a name of the second is there, or kohya's number of the first."""
+    return any(name.startswith((*SECOND, KOHYA_TEXTS[1])) for name in names)
 
 
 def _in(naming: Naming, name: str, depth: int, two: bool) -> str:
