@@ -83,7 +83,8 @@ class Run:
             self.began = self.saved = self.training.number
 
     def __iter__(self) -> Iterator[Step]:
-        (self.folder / DONE).unlink(missing_ok=True)
+        if not self.training.team.index:
+            (self.folder / DONE).unlink(missing_ok=True)
         if self.held_out and not self.training.number:
             self._score()
         while self.training.number < self.training.settings.steps and not self.stopping:
