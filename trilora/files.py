@@ -238,6 +238,7 @@ def _pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, str
                 f"{path.name} holds {kind} ({key}), which has no U Σ Vᵀ to load. Use ComfyUI's own Load LoRA node; "
                 "TriLoRA Strength then scales it as a whole."
             )
+    for key in tensors:
         if key not in used:
             raise FileError(f"{path.name}: {key} belongs to no LoRA layer of the file. Export the file again.")
     for name, pair in names.items():

@@ -307,6 +307,13 @@ def test_another_kind_of_adapter_is_called_by_its_name(tmp_path, wrong, kind):
         load(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_another_kind_is_called_by_its_name_though_its_alpha_comes_first(tmp_path, kind):
+    save_file(BAD[kind][0] | {Q + ".alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors")
+    with pytest.raises(FileError, match=rf"holds {kind} .*Load LoRA"):
+        load(tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("cut", [0, 1, 7, 8, 40, "header", "half", -4, -1])
 def test_a_file_cut_short_is_refused(tmp_path, cut):
     path = tmp_path / "style.safetensors"
