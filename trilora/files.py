@@ -294,7 +294,7 @@ def _alpha(path: Path, name: str, tensors: Mapping[str, Tensor], rank: int) -> f
     alpha = tensors.get(name + ALPHA)
     if alpha is None:
         return float(rank)
-    if alpha.numel() != 1 or not torch.isfinite(alpha).all():
+    if alpha.numel() != 1 or not _finite(alpha):
         raise FileError(
             f"{path.name}: {name}{ALPHA} must be one finite number, but its shape is {tuple(alpha.shape)} and its "
             f"first value {alpha.flatten()[:1].tolist()}. Export the file again."

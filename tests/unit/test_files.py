@@ -130,10 +130,10 @@ def test_any_layer_name_is_read(tmp_path, name):
 )
 def test_any_float_dtype_is_read_into_float32(tmp_path, dtype):
     up, down = randn(0, 6, 2).to(dtype), randn(1, 2, 5).to(dtype)
-    save_file({Q + UP: up, Q + DOWN: down}, tmp_path / "a.safetensors")
+    save_file({Q + UP: up, Q + DOWN: down, Q + ".alpha": torch.tensor(1.0).to(dtype)}, tmp_path / "a.safetensors")
     factors = load(tmp_path / "a.safetensors").layers[Q]
     assert factors.sigma.dtype == torch.float32
-    torch.testing.assert_close(dense(factors).float(), up.float() @ down.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dense(factors).float(), up.float() @ down.float() / 2, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", KERNELS[1:])
