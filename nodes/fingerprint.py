@@ -3,6 +3,7 @@
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
+from comfy.quant_ops import QuantizedTensor
 from comfyui_version import __version__
 from torch import Tensor
 
@@ -23,10 +24,23 @@ def of_vae(vae: Any) -> str:
 
 def of_weights(patcher: ModelPatcher) -> str:
     """A hash of every weight's name and samples (`thinned`), of the patches on it, and of ComfyUI's version."""
-    weights = {}
-    for name, ((weight, _), *patches) in patcher.get_key_patches().items():
-        weights[name] = [_sampled(weight), [_sampled(patch) for patch in patches]]
+    weights = {
+        name: [_sampled(weight), [_sampled(patch) for patch in patcher.patches.get(name, [])]]
+        for name, weight in _originals(patcher).items()
+    }
     return digest([__version__, _named(patcher.model), weights])
+
+
+def _originals(patcher: ModelPatcher) -> dict[str, Tensor]:
+    """Everything that the model's file holds, as it was before patches changed it.
+
+    `get_key_patches` fails where a weight is quantised: its scale is in the file, but is no attribute of the layer.
+    """
+    found = dict(patcher.model_state_dict())
+    kept = {name: backup.weight for name, backup in patcher.backup.items()}
+    for name, weight in (kept | {name: backup[0] for name, backup in patcher.hook_backup.items()}).items():
+        found |= weight.state_dict(name) if isinstance(weight, QuantizedTensor) else {name: weight}
+    return found
 
 
 def _sampled(value: Any) -> Any:

@@ -22,7 +22,8 @@ TEXT_ENCODERS = ("lora_te", "lora_prior_te", "text_encoder")  # how names of the
 
 
 def key_map(model: ModelPatcher) -> dict[str, Any]:
-    """Layer name in a file -> key of the MODEL's weight (or (key, slice)), as ComfyUI maps them.
+    """Layer name in a file -> key of the MODEL's weight, as ComfyUI maps them; or (key, slice or None, and where the
+    file has the rows in another order, a function that puts a change in the weight's).
 
     Beside them PEFT's names of a diffusers UNet, which ComfyUI knows in the older `.processor.` form alone.
     """
@@ -153,7 +154,7 @@ def file_of(model: ModelPatcher) -> str:
 def shape_of(root: nn.Module, target: Any) -> torch.Size:
     """A weight's own shape, which a quantised one does not have in the state dict; or that of a slice."""
     shape = list(comfy.utils.get_attr(root, _key(target)).shape)
-    if not isinstance(target, str):
+    if not isinstance(target, str) and target[1]:
         dimension, _start, length = target[1]
         shape[dimension] = length
     return torch.Size(shape)

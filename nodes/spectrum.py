@@ -64,9 +64,12 @@ def _layers(trilora, model) -> dict[str, Factors]:
 
 
 def _sum_on(model) -> dict[str, Factors]:
-    """Layer path -> canonical factors of all that acts there, strengths and gains included."""
+    """Layer path -> canonical factors of all that acts there, strengths and gains included.
+
+    As matrices: of a convolution some tools keep the kernel, others (ComfyUI's trainer) lay it flat.
+    """
     several: dict[str, list[tuple[Factors, float]]] = {}
     for adapter in adapters_on(model):
-        for path, factors in adapter.factors.items():
-            several.setdefault(path, []).append((factors, adapter.layers[path].strength))
+        for path, (u, sigma, vh) in adapter.factors.items():
+            several.setdefault(path, []).append((Factors(u, sigma, vh.flatten(1)), adapter.layers[path].strength))
     return {path: merged(*zip(*terms, strict=True)) for path, terms in several.items()}

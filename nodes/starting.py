@@ -1,7 +1,10 @@
 """Where a training begins that goes on with an adapter: its layers as layers of the network."""
 
+from collections.abc import Callable
+
 import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ..trilora.errors import TargetError
 from ..trilora.factors import Factors, canonical
@@ -22,12 +25,12 @@ def start_factors(model: ModelPatcher, adapter: Adapter) -> tuple[dict[str, Fact
     parts: dict[str, list[tuple[int, Factors]]] = {}
     carried = {}
     for name, factors in adapter.layers.items():
-        key, first = _place(known.get(name))
+        key, first, order = _place(known.get(name))
         if key not in weights:
             carried[name] = factors
             continue
         _check(name, factors, shape_of(model.model, key), first)
-        parts.setdefault(key, []).append((first, factors))
+        parts.setdefault(key, []).append((first, factors._replace(u=order(factors.u)) if order else factors))
     if not parts:
         raise TargetError(
             f"None of the {len(adapter.layers)} layers of the adapter to start from is a layer of this MODEL "
@@ -46,12 +49,13 @@ def _check(name: str, factors: Factors, shape: torch.Size, first: int) -> None:
         )
 
 
-def _place(target) -> tuple[str | None, int]:
-    """The weight's key and the first row that an entry of ComfyUI's key map means."""
+def _place(target) -> tuple[str | None, int, Callable[[Tensor], Tensor] | None]:
+    """The weight's key, the first row and the order of rows that an entry of ComfyUI's key map means."""
     if target is None or isinstance(target, str):
-        return target, 0
-    key, (dimension, first, _length) = target[0], target[1]
-    return (key, first) if dimension == 0 else (None, 0)
+        return target, 0, None
+    key, part, *order = target
+    dimension, first, _length = part or (0, 0, 0)
+    return (key if dimension == 0 else None), first, (order[0] if order else None)
 
 
 def _whole(shape: torch.Size, slices: list[tuple[int, Factors]]) -> Factors:

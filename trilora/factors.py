@@ -181,6 +181,9 @@ def canonical(factors: Factors) -> Factors:
 
     QR of u and of vhᵀ, then the SVD of the small middle R_u Σ R_vᵀ: nothing of size out x in is formed.
     Where the rank exceeds a side of the layer, the surplus values, which are zero, are dropped.
+
+    Raises:
+        TriLoRAError: NaN or inf in the factors.
     """
     # in float64 where that is cheap, so that rounding stays below that of a float32 product
     work = torch.float64 if factors.u.device.type == "cpu" else torch.float32
@@ -188,6 +191,11 @@ def canonical(factors: Factors) -> Factors:
     q_u, r_u = torch.linalg.qr(u)
     q_v, r_v = torch.linalg.qr(vh.flatten(1).T)
     middle = (r_u * sigma if sigma.ndim == 1 else r_u @ sigma) @ r_v.T
+    if not middle.isfinite().all():
+        raise TriLoRAError(
+            f"The adapter of a layer of {len(u)} x {vh[0].numel()} holds NaN or inf, so it has no singular values. "
+            "What made it went wrong: load an earlier save, or another file."
+        )
     left_vectors, values, right_vectors = torch.linalg.svd(middle, full_matrices=False)
     rows = (right_vectors @ q_v.T).reshape(-1, *vh.shape[1:])
     return Factors((q_u @ left_vectors).float(), values.float(), rows.float())

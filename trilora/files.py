@@ -238,6 +238,7 @@ def _pair(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, str
                 f"{path.name} holds {kind} ({key}), which has no U Σ Vᵀ to load. Use ComfyUI's own Load LoRA node; "
                 "TriLoRA Strength then scales it as a whole."
             )
+    for key in tensors:
         if key not in used:
             raise FileError(f"{path.name}: {key} belongs to no LoRA layer of the file. Export the file again.")
     for name, pair in names.items():
@@ -293,7 +294,7 @@ def _alpha(path: Path, name: str, tensors: Mapping[str, Tensor], rank: int) -> f
     alpha = tensors.get(name + ALPHA)
     if alpha is None:
         return float(rank)
-    if alpha.numel() != 1 or not torch.isfinite(alpha).all():
+    if alpha.numel() != 1 or not _finite(alpha):
         raise FileError(
             f"{path.name}: {name}{ALPHA} must be one finite number, but its shape is {tuple(alpha.shape)} and its "
             f"first value {alpha.flatten()[:1].tolist()}. Export the file again."

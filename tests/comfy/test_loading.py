@@ -9,6 +9,7 @@ import pytest
 import torch
 from lora_files import LINEAR, diffusers_names, write
 from safetensors.torch import save_file
+from shrunken import NETWORKS, model
 from strategies import randn
 
 pytestmark = pytest.mark.comfy
@@ -168,6 +169,24 @@ def test_the_text_encoders_of_a_dit_are_applied(demo: Any, flux_clip: Any, both:
             count += 1
     ours, theirs = both(Wires(demo.model, flux_clip), tensors, 1.0, 1.0)
     assert_same(ours.clip.patcher, theirs.clip.patcher, count)
+
+
+@pytest.mark.parametrize("family", ["Flux", "SD3", "AuraFlow"])
+def test_a_layer_whose_rows_diffusers_has_in_another_order_is_applied(
+    demo: Any, both: Callable, room: Callable, family: str
+) -> None:
+    """diffusers has scale before shift in its last norm: ComfyUI's map of layers holds a function that swaps them."""
+    base, name = model(NETWORKS[family]), "transformer.norm_out.linear"
+    key = room("nodes.patching").key_map(base)[name][0]
+    tensors = pair(name, *base.model.state_dict()[key].shape)
+    ours, theirs = both(Wires(base, demo.clip), tensors, 0.8, 1.0)
+    assert_same(ours.model, theirs.model, 1)
+    (found,) = room("nodes.reading").adapters_on(ours.model)[0].factors.values()
+    adapter = room("trilora.files").Adapter({name: found})
+    ((path, factors),) = room("nodes.starting").start_factors(base, adapter)[0].items()
+    change = weights(ours.model)[key] - base.model.state_dict()[key]
+    assert f"diffusion_model.{path}.weight" == key
+    torch.testing.assert_close((factors.u * factors.sigma) @ factors.vh * 0.8, change, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_clip_text_encoder_layers_are_left_out_and_the_node_says_so(

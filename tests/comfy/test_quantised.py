@@ -96,3 +96,32 @@ def test_an_adapter_is_gone_on_with(room: Any, model: Any, change: tuple[torch.T
     start, carried = room("nodes.starting").start_factors(model, adapter)
     assert list(start) == [PATH]
     assert not carried
+
+
+def test_a_run_is_named_by_the_weights_as_they_were_whatever_is_loaded(
+    room: Any, run_node: Callable[..., Any], model: Any, change: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    named, factors = room("nodes.fingerprint").of_weights, room("trilora.factors").Factors
+    layer = factors(change[0], torch.ones(2), change[1])
+    adapter = room("trilora.files").Adapter({f"diffusion_model.{PATH}": layer})
+    (patched,) = run_node("TriLoRAApply", model=model, trilora=adapter, strength=1.0)
+    plain, before = named(model), named(patched)
+    assert plain != before
+    with torch.inference_mode():
+        patched.patch_model()
+        try:
+            assert (named(model), named(patched)) == (plain, before)
+        finally:
+            patched.unpatch_model()
+    assert (named(model), named(patched)) == (plain, before)
+
+
+def test_the_node_trains(demo: Any, run_node: Callable[..., Any], train: Callable[..., Any]) -> None:
+    network = shrunken.Shrunken("SD15", demo.model.model.model_config.unet_config, (4, 8, 8))
+    base = shrunken.quantised(network, "float8_e4m3fn", "*attn*")
+    (data,) = run_node(
+        "TriLoRADataset", folder=["unused"], trigger=["zorvex"], resolution=[64], bucket_step=[0],
+        images=[torch.rand(1, 64, 64, 3)], captions=["a fox"],
+    )  # fmt: skip
+    trained = train(model=base, dataset=data, steps=1, batch=1).trilora
+    assert all(factors.sigma.max() > 0 for factors in trained.layers.values())

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from lora_files import CONVOLUTIONS, write
 
 pytestmark = pytest.mark.comfy
 
@@ -57,6 +59,23 @@ def test_a_lora_of_cores_loader_is_seen_and_equal_ones_add_up(
         return sorted(float(row[0]) for row in numbers(text))
 
     assert largest(summed) == pytest.approx(largest(whole), rel=1e-3)
+
+
+def test_a_convolution_is_one_matrix_whether_a_file_lays_its_kernel_flat_or_not(
+    run_node: Callable[..., Any], core_nodes: dict[str, Any], demo: Any, comfy_base: Path
+) -> None:
+    """Core's trainer writes kernels flat."""
+    files = [write(demo.model, layers=CONVOLUTIONS[:1], seed=seed) for seed in (0, 9)]
+    file = comfy_base / "models" / "loras" / "convolution.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    model = demo.model
+    for tensors in (files[0].tensors, {key: each.flatten(1) for key, each in files[1].tensors.items()}):
+        safetensors.torch.save_file(tensors, file)
+        (model,) = core_nodes["LoraLoaderModelOnly"]().load_lora_model_only(model, file.name, 1.0)
+    file.unlink()
+    _, table, _ = run_node("TriLoRASpectrum", model=model)
+    (change,) = (a + b for a, b in zip(*(each.changes.values() for each in files), strict=True))
+    assert float(numbers(table)[0][0]) == pytest.approx(float(torch.linalg.svdvals(change.flatten(1))[0]), rel=1e-3)
 
 
 def test_exactly_one_of_both_inputs_is_asked_for(run_node: Callable[..., Any], adapter: Any, demo: Any) -> None:

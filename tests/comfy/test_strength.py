@@ -292,6 +292,14 @@ def test_what_has_no_sigma_takes_the_strength_alone_and_is_named(
     assert same(strength(core(tensors)), core(tensors))
 
 
+def test_a_lora_that_holds_nan_is_refused_in_words(demo: Any, core: Callable, strength: Callable) -> None:
+    """ComfyUI's own loader takes it."""
+    tensors = write(demo.model, layers=LINEAR[:1]).tensors
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    with pytest.raises(Exception, match="64 x 64 holds NaN or inf.*load an earlier save"):
+        strength(core(tensors), 0.5)
+
+
 def test_all_of_cores_loaders_and_a_merge_are_seen(
     demo: Any, core: Callable, core_nodes: dict[str, Any], saved: Callable, strength: Callable
 ) -> None:

@@ -251,6 +251,15 @@ def test_the_rank_of_a_full_core_is_its_smaller_side():
     assert Factors(randn(0, 5, 3), randn(1, 3, 2), randn(2, 2, 4)).rank == 2
 
 
+@pytest.mark.parametrize("part", ["u", "sigma", "vh"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_factors_that_hold_no_numbers_have_no_canonical_form(part, value):
+    factors = make(6, 5, 3)
+    getattr(factors, part).view(-1)[1] = value
+    with pytest.raises(TriLoRAError, match="6 x 5 holds NaN or inf"):
+        canonical(factors)
+
+
 def test_canonical_factors_are_found_once_for_the_same_tensors_and_go_with_them():
     factors = make(9, 7, 3)
     once = canonical_once(factors)

@@ -130,10 +130,10 @@ def test_any_layer_name_is_read(tmp_path, name):
 )
 def test_any_float_dtype_is_read_into_float32(tmp_path, dtype):
     up, down = randn(0, 6, 2).to(dtype), randn(1, 2, 5).to(dtype)
-    save_file({Q + UP: up, Q + DOWN: down}, tmp_path / "a.safetensors")
+    save_file({Q + UP: up, Q + DOWN: down, Q + ".alpha": torch.tensor(1.0).to(dtype)}, tmp_path / "a.safetensors")
     factors = load(tmp_path / "a.safetensors").layers[Q]
     assert factors.sigma.dtype == torch.float32
-    torch.testing.assert_close(dense(factors).float(), up.float() @ down.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dense(factors).float(), up.float() @ down.float() / 2, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", KERNELS[1:])
@@ -303,6 +303,13 @@ def test_a_wrong_file_is_refused_naming_file_key_and_remedy(tmp_path, wrong):
 )
 def test_another_kind_of_adapter_is_called_by_its_name(tmp_path, wrong, kind):
     save_file(BAD[wrong][0], tmp_path / "a.safetensors")
+    with pytest.raises(FileError, match=rf"holds {kind} .*Load LoRA"):
+        load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_another_kind_is_called_by_its_name_though_its_alpha_comes_first(tmp_path, kind):
+    save_file(BAD[kind][0] | {Q + ".alpha": torch.tensor(1.0)}, tmp_path / "a.safetensors")
     with pytest.raises(FileError, match=rf"holds {kind} .*Load LoRA"):
         load(tmp_path / "a.safetensors")
 
