@@ -188,16 +188,17 @@ class Training:
     def averaged(self) -> Iterator[None]:
         """Within the block the layers hold what is to be kept: the moving average, where there is one."""
         free: Any = self.optimizer if hasattr(self.optimizer, "eval") else None  # schedule-free keeps its own average
-        before = {name: self.parameters[name].detach().clone() for name in self.average}
+        changed = self.parameters if free else self.average  # its way there and back rounds
+        before = {name: self.parameters[name].detach().clone() for name in changed}
         if free:
             free.eval()
         self.put(self.average)
         try:
             yield
         finally:
-            self.put(before)
             if free:
                 free.train()
+            self.put(before)
 
     def put(self, values: Mapping[str, Tensor]) -> None:
         """Set parameters by name."""

@@ -241,9 +241,11 @@ def test_stop_ends_after_the_present_step_and_keeps_the_state(tmp_path):
     assert 5 in run.history.held_out
 
 
-def test_watching_changes_no_factor(tmp_path):
-    _, watched = whole(tmp_path / "a", watch=Watch(score_every=1, checkpoint_every=1))
-    unwatched, _ = whole(tmp_path / "b", watch=Watch(checkpoint_every=0), held=0)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_watching_changes_no_factor(tmp_path, optimizer):
+    changed = {"optimizer": optimizer, **rates(optimizer)}
+    _, watched = whole(tmp_path / "a", watch=Watch(score_every=1, checkpoint_every=1), **changed)
+    unwatched, _ = whole(tmp_path / "b", watch=Watch(checkpoint_every=0), held=0, **changed)
     assert all(torch.equal(p, watched[name]) for name, p in unwatched.training.parameters.items())
 
 
