@@ -37,6 +37,16 @@ def test_the_caption_is_the_text_beside_the_picture(tmp_path, beside, caption):
     assert only(tmp_path).caption == caption
 
 
+@pytest.mark.parametrize("text", ["", "a.txt"], ids=["without a text", "with one"])
+def test_a_picture_whose_name_leaves_no_room_for_a_longer_ending_is_read(tmp_path, text):
+    stem = "é" * 124 + "aaa"  # 251 of 255 bytes: .png fits, .caption does not
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / f"{stem}.png")
+    if text:
+        (tmp_path / f"{stem}.txt").write_text("a cat")
+    assert only(tmp_path).caption == ("a cat" if text else "")
+
+
 def test_a_caption_that_is_not_utf8_is_named(tmp_path):
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes("été".encode("latin-1"))
