@@ -70,7 +70,7 @@ def read_metadata(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     found = {}
-    for number, line in enumerate(_read(file).splitlines(), start=1):
+    for number, line in enumerate(_read(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:

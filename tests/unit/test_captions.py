@@ -1,5 +1,6 @@
 """Captions are found where they are looked for, and never invented."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -95,6 +96,14 @@ def test_metadata_lies_beside_a_picture_or_further_up(tmp_path):
     )
     (tmp_path / "x" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "near"}')
     assert [p.caption for p in read_folder(tmp_path, subfolders=True)] == ["near", "far too", ""]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_caption_of_metadata_may_hold_any_separator_that_json_takes(tmp_path, separator):
+    pictures_in(tmp_path, "a.png")
+    line = json.dumps({"file_name": "a.png", "text": f"a red{separator}cat"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(f"{line}\r\n".encode())
+    assert only(tmp_path).caption == "a red cat"
 
 
 def test_metadata_above_the_chosen_folder_is_not_looked_at(tmp_path):
