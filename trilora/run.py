@@ -81,6 +81,7 @@ class Run:
         if path:
             self.history, self.best = checkpoint.restore(path, self.training)
             self.began = self.saved = self.training.number
+            self._lose_patience()
 
     def __iter__(self) -> Iterator[Step]:
         (self.folder / DONE).unlink(missing_ok=True)
@@ -169,6 +170,10 @@ class Run:
             if better:
                 parameters = {name: p.detach().clone() for name, p in self.training.parameters.items()}
                 self.best = Best(number, parameters)
+        self._lose_patience()
+
+    def _lose_patience(self) -> None:
+        """End where the last scores were no better; so does a run that had ended for this, and is asked for again."""
         since = sum(1 for step in self.history.held_out if step > self.best.step)
         if self.watch.patience and since >= self.watch.patience:
             self.stop(f"no better score on the held-out pictures since step {self.best.step}")

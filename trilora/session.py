@@ -70,7 +70,7 @@ def before(run: Run, dataset: Dataset, memory: Sequence[str] = ()) -> list[str]:
     if not settings.preserve and not dataset.trigger:
         lines.append("the base is not preserved: without a trigger word every prompt is to learn the style")
     lines += [line for line in overview(dataset) if line.startswith(("!", "Buckets"))]
-    left = settings.steps - training.number
+    left = 0 if run.stopping else settings.steps - training.number
     if left >= LONG:
         if training.device.type != "cpu":
             training.trial()  # a GPU's first pass loads and chooses its kernels, and is slower than all others

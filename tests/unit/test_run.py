@@ -230,6 +230,19 @@ def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path):
     assert "no better score" in run.stopping
 
 
+def test_a_run_that_patience_ended_gives_the_same_bits_when_it_is_asked_for_again(tmp_path):
+    changed = {"watch": Watch(score_every=2, patience=3), **RESTLESS, "steps": 400}
+    run, want = whole(tmp_path, **changed)
+    again, context = make(tmp_path, **changed)
+    with contextlib.closing(context.gen):
+        assert again.began == run.training.number
+        assert list(again) == []
+        assert same_bits(all_bits(again), want)
+    assert again.stopping == run.stopping
+    longer, _ = whole(tmp_path, **changed | {"watch": Watch(score_every=2, patience=5)})
+    assert longer.training.number > run.training.number
+
+
 def test_stop_ends_after_the_present_step_and_keeps_the_state(tmp_path):
     run, context = make(tmp_path)
     with contextlib.closing(context.gen):
