@@ -97,7 +97,7 @@ class Run:
             self._score()
         self.save()
         if not self.training.team.index:
-            checkpoint.prune(self.folder, 1)
+            checkpoint.prune(self.folder, 1, self.training.number)
         if self.saved == self.training.number and not self.training.team.index:
             self._finish()
 
@@ -114,7 +114,7 @@ class Run:
             path = self.folder / checkpoint.NAME.format(self.training.number)
             checkpoint.save(path, self.training, self.history, self.best)
             self.saved = self.training.number
-            checkpoint.prune(self.folder, self.watch.checkpoints)
+            checkpoint.prune(self.folder, self.watch.checkpoints, self.training.number)
         except FileError as error:
             logging.warning("The run goes on, but its state was not saved: %s", error)
 

@@ -163,6 +163,22 @@ def test_more_steps_go_on_where_only_their_number_changed(tmp_path):
     assert make(tmp_path, steps=24)[0].training.settings.course()["steps"] == 24  # a schedule counts them
 
 
+@pytest.mark.parametrize("shorter", [{"steps": 12}, {"watch": Watch(checkpoint_every=3, checkpoints=1, resume=False)}])
+def test_a_state_just_written_outlasts_the_states_of_later_steps(tmp_path, shorter):
+    """A run of more steps, or one that was not to be gone on with, has left them."""
+    changed = {"schedule": "constant", "shrink": 0.0, "watch": Watch(checkpoint_every=3, checkpoints=1)}
+    whole(tmp_path, **changed)
+    broken_off(tmp_path, 7, **changed | shorter)
+    run, context = make(tmp_path, **changed | {"steps": 12})
+    with contextlib.closing(context.gen):
+        assert run.began == 6
+        list(run)
+    again, context = make(tmp_path, **changed | {"steps": 12})
+    with contextlib.closing(context.gen):
+        assert again.began == 12
+    assert checkpoint.latest(tmp_path, 24).name == checkpoint.NAME.format(24)
+
+
 def test_resume_can_be_declined(tmp_path):
     broken_off(tmp_path, 7)
     run, context = make(tmp_path, watch=Watch(resume=False))
