@@ -106,8 +106,11 @@ class Run:
         self.stopping = why
 
     def save(self) -> None:
-        """The state on disk, now; a full disk costs the state, not the run. Of a team, the first process writes."""
-        if self.training.number == self.saved or self.training.team.index:
+        """The state on disk, now; a full disk costs the state, not the run. Of a team, the first process writes.
+
+        After a break amid an update the state is of no step; the one before on disk stands.
+        """
+        if self.training.number == self.saved or self.training.team.index or not self.training.whole:
             return
         try:
             write(self.folder / CARD, json.dumps(self.card, indent=1).encode())

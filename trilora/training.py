@@ -144,6 +144,7 @@ class Training:
         self.data = Draws(examples, settings, team=self.team)
         self.prior = Draws(prior, settings, "prior", self.team) if prior else None
         self.number = 0  # steps made
+        self.whole = True  # the state is that after a step, not amid its update
 
     @property
     def device(self) -> torch.device:
@@ -171,7 +172,7 @@ class Training:
         parts = [self._backward(number, chunk) for chunk in range(self.settings.accumulate)]
         losses = self._together([_sum(values) for values in zip(*parts, strict=True)])
         self._update(number)
-        self.number = number
+        self.number, self.whole = number, True
         loss, preservation, prior = losses
         assert loss is not None
         return Step(number, self.settings.steps, loss, preservation, prior)
@@ -275,6 +276,7 @@ class Training:
         if not torch.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips the step and scales less
             bad = (name for name, p in self.parameters.items() if p.grad is not None and not p.grad.isfinite().all())
             raise self._broken(number, next(bad, "").rpartition(".")[0])
+        self.whole = False
         self.manifold.prepare()
         self.scaler.step(self.optimizer)
         self.scaler.update()

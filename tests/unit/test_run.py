@@ -69,6 +69,29 @@ def test_a_run_that_breaks_off_goes_on_to_the_same_bits(tmp_path, optimizer, aft
     assert len(run.history.loss) == 24
 
 
+@pytest.mark.parametrize("where", ["prepare", "retract"])
+def test_a_run_that_breaks_off_amid_an_update_goes_on_from_the_state_before_it(tmp_path, where):
+    """As Ctrl-C may land, or the memory end: factors are then of no step at all."""
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    _, want = whole(tmp_path / "whole", initialisation="orthogonal")
+    run, context = make(tmp_path / "broken", initialisation="orthogonal")
+    with contextlib.closing(context.gen):
+        for step in run:
+            if step.number == 7:
+                break
+        setattr(run.training.manifold, where, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run.training.step()
+        run.save()
+    again, context = make(tmp_path / "broken", initialisation="orthogonal")
+    with contextlib.closing(context.gen):
+        list(again)
+        assert same_bits(all_bits(again), want)
+
+
 def work(folder: Path, delay: float) -> None:
     """A run in a process of its own."""
     run, _context = make(folder)
