@@ -34,7 +34,7 @@ def all_bits(run) -> dict[str, torch.Tensor]:
 
 
 def rates(optimizer: str) -> dict[str, float]:
-    return {"learning_rate": 1.0} if optimizer == "prodigy" else {}
+    return {"learning_rate": 1.0, "shrink": 0.0} if optimizer == "prodigy" else {}
 
 
 def whole(folder: Path, **changed):
