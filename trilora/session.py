@@ -7,6 +7,7 @@ from typing import Any
 from torch import Size, Tensor, nn
 
 from . import report
+from .cache import digest
 from .dataset import Dataset
 from .files import Adapter
 from .objective import Example, Variants
@@ -53,8 +54,7 @@ def named(start: Adapter | None) -> str:
     """What tells one adapter to start from from another."""
     if start is None:
         return ""
-    sums = {name: [float(tensor.double().abs().sum()) for tensor in factors] for name, factors in start.layers.items()}
-    return identity(sums)
+    return identity({name: digest(list(factors)) for name, factors in start.layers.items()})
 
 
 def before(run: Run, dataset: Dataset, memory: Sequence[str] = ()) -> list[str]:

@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from strategies import Toy, same_bits
+from strategies import make as make_factors
 from unit.toy_run import EVERYTHING, make, pictures
 
 from trilora import checkpoint, disk
 from trilora.errors import FileError, TrainingError
+from trilora.factors import Factors, canonical, merged
+from trilora.files import Adapter
 from trilora.objective import score
 from trilora.run import LEVELS, Watch, difference, fixed_noise, folder_of, identity, moved
+from trilora.session import named
 
 RESTLESS = {"steps": 60, "learning_rate": 0.2, "schedule": "constant", "warmup": 0, "average": 0.0}
 RESTLESS |= {"rank_dropout": 0.0, "layer_dropout": 0.0}
@@ -307,6 +311,15 @@ def test_what_a_run_is_called_changes_with_its_settings_and_data(tmp_path):
     assert identity(course, "data") != identity(course, "other data")
     assert identity(course | {"rank": 5}, "data") != identity(course, "data")
     assert folder_of(tmp_path, "a/b: c", "123").parent == tmp_path
+
+
+def test_an_adapter_to_start_from_is_told_from_its_opposite():
+    """Which a merge at weight -1 makes: its numbers are those of the first but for their signs."""
+    one, other = (merged([canonical(make_factors(8, 6, 3))], [weight]) for weight in (1.0, -1.0))
+    assert named(Adapter({"a": one})) == named(Adapter({"a": Factors(*(tensor.clone() for tensor in one))}))
+    assert named(Adapter({"a": one})) != named(Adapter({"a": other}))
+    assert named(Adapter({"a": one})) != named(Adapter({"b": one}))
+    assert named(None) == ""
 
 
 def test_a_new_run_says_which_settings_changed_since_the_last(tmp_path):
