@@ -121,7 +121,9 @@ def create(
     return TriLoRALayer(start, gain, orthonormal=initialisation == "orthogonal").to(weight.device)
 
 
-def resume(method: str, start: Factors, gain: float, orthonormal: bool = False) -> TriLoRALayer | LoRALayer:
+def resume(
+    method: str, start: Factors, gain: float, orthonormal: bool = False, core: str = "diagonal"
+) -> TriLoRALayer | LoRALayer:
     """An adapter layer that goes on from canonical factors, with the same delta.
 
     Σ is brought to RMS 1 and its size shared between U and V, as a fresh layer has it, so that the usual learning
@@ -131,11 +133,10 @@ def resume(method: str, start: Factors, gain: float, orthonormal: bool = False) 
     if method == "lora":
         split = (left(scale), scale.vh) if _rms(scale.sigma) < NOTHING else root_split(scale)
         return LoRALayer(*split, gain)
-    if orthonormal:
-        return TriLoRALayer(scale, gain, orthonormal=True)
-    size = _size(scale.sigma)
-    root = size.sqrt()
-    return TriLoRALayer(Factors(start.u * root, scale.sigma / size, start.vh * root), gain)
+    size = torch.ones(()) if orthonormal else _size(scale.sigma)
+    root, sigma = size.sqrt(), scale.sigma / size
+    middle = torch.diag(sigma) if core == "full" else sigma
+    return TriLoRALayer(Factors(start.u * root, middle, start.vh * root), gain, orthonormal)
 
 
 def resume_sigma(start: Factors) -> TriLoRALayer:

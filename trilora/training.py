@@ -339,7 +339,7 @@ def _resumed(start: Factors, settings: Settings, module: nn.Module) -> nn.Module
         layer: Addition = resume_sigma(start)
     else:
         gain = settings.alpha / settings.rank
-        layer = resume(settings.method, start, gain, settings.initialisation == "orthogonal")
+        layer = resume(settings.method, start, gain, settings.initialisation == "orthogonal", settings.core)
     layer.window = window_of(module)
     return layer
 

@@ -122,6 +122,17 @@ def test_a_start_has_the_delta_of_its_adapter(options):
             assert float(layer.sigma.detach().square().mean().sqrt()) == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("initialisation", ["balanced", "orthogonal"])
+def test_a_full_core_is_learned_from_an_adapter_too(initialisation):
+    modules = linear_layers(Toy().net)
+    begun = start(modules)
+    layers = create_layers(modules, Settings(core="full", initialisation=initialisation), begun)
+    for path, layer in layers.items():
+        assert layer.sigma.shape == (3, 3)
+        assert layer.orthonormal == (initialisation == "orthogonal")
+        torch.testing.assert_close(delta(layer.factors()).detach(), delta(begun[path]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-9])
 @pytest.mark.parametrize(
     "options",
