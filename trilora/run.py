@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,9 +167,8 @@ class Run:
         with self.training.averaged():
             noise = fixed_noise(self.held_out, self.training.settings.seed)
             value = score(self.training.denoiser, self.held_out, noise, LEVELS)
-            better = number > 0 and value < min(
-                (v for step, v in self.history.held_out.items() if step), default=float("inf")
-            )
+            scores = [v for step, v in self.history.held_out.items() if step and not math.isnan(v)]
+            better = number > 0 and value < min(scores, default=math.inf)
             self.history.held_out[number] = value
             if better:
                 parameters = {name: p.detach().clone() for name, p in self.training.parameters.items()}

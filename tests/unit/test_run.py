@@ -20,6 +20,7 @@ from trilora.errors import FileError, TrainingError
 from trilora.factors import Factors, canonical, merged
 from trilora.files import Adapter
 from trilora.objective import score
+from trilora.report import overfitting
 from trilora.run import LEVELS, Watch, difference, fixed_noise, folder_of, identity, moved
 from trilora.session import named
 
@@ -247,6 +248,27 @@ def test_the_best_factors_on_the_held_out_pictures_are_handed_on(tmp_path):
     with contextlib.closing(make_attached(toy, run)):
         again = score(toy, held, fixed_noise(held, 0), LEVELS)
     assert again == pytest.approx(scores[run.best.step], rel=1e-5)
+
+
+class Overflowing(Toy):
+    """Its estimate is no number in the second score of a run, as float16 may have it."""
+
+    calls = 0
+
+    def denoised(self, noisy, levels, conditions):
+        result = super().denoised(noisy, levels, conditions)
+        if torch.is_grad_enabled():
+            return result
+        self.calls += 1
+        return result * (math.nan if len(LEVELS) < self.calls / 2 <= 2 * len(LEVELS) else 1)
+
+
+def test_a_score_that_is_no_number_hides_no_better_one(tmp_path):
+    run, _ = whole(tmp_path, toy=Overflowing(), preserve=0.0, watch=Watch(score_every=4, patience=6))
+    assert math.isnan(run.history.held_out[4])
+    scores = {step: value for step, value in run.history.held_out.items() if step not in (0, 4)}
+    assert run.best.step == min(scores, key=scores.get)
+    assert f"(step {run.best.step})" in overfitting(run.history)
 
 
 def make_attached(toy, run):
