@@ -85,7 +85,8 @@ class Run:
             self._lose_patience()
 
     def __iter__(self) -> Iterator[Step]:
-        (self.folder / DONE).unlink(missing_ok=True)
+        if not self.training.team.index:
+            (self.folder / DONE).unlink(missing_ok=True)
         if self.held_out and not self.training.number:
             self._score()
         while self.training.number < self.training.settings.steps and not self.stopping:
