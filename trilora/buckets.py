@@ -26,10 +26,10 @@ class Placement(NamedTuple):
 def bucket(size: Size, resolution: int, step: int) -> Size:
     """(width, height), multiples of `step`, of at most resolution² pixels and nearest to the shape of `size`.
 
-    Shapes are limited to 1:2 .. 2:1.
+    Shapes are limited to 1:2 .. 2:1. A step above the resolution leaves one square, of that side.
     """
     shape = min(max(size[0] / size[1], 0.5), 2.0)
-    sides = range(step, 2 * resolution + 1, step)
+    sides = range(step, max(2 * resolution, step) + 1, step)
     area = max(resolution * resolution, step * step)
     upright = [(w, min(area // w // step * step, 2 * w)) for w in sides if area // w >= step]
     options = [(w, h) for w, h in upright + [(h, w) for w, h in upright] if w <= 2 * h]

@@ -1,6 +1,7 @@
 """Captions: found beside pictures, and said in several orders of their tags."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -41,7 +42,7 @@ def beside(file: Path, suffixes: tuple[str, ...] = BESIDE) -> str:
     """The text of the first of `name.txt`, `name.caption` that lies beside a picture, or ""."""
     for suffix in suffixes:
         text = file.with_suffix(suffix)
-        if text.is_file():
+        if os.path.isfile(text):  # a Path would raise where this name is longer than a disk can hold
             return _one_line(_read(text))
     return ""
 
@@ -69,7 +70,7 @@ def read_metadata(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     found = {}
-    for number, line in enumerate(_read(file).splitlines(), start=1):
+    for number, line in enumerate(_read(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -112,9 +112,11 @@ def latest(folder: Path, until: int) -> Path | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last `keep` checkpoints."""
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True)[keep:]:
+def prune(folder: Path, keep: int, until: int | None = None) -> None:
+    """Remove all but the last `keep` checkpoints; with a step, of those up to it: later ones are of a longer run."""
+    last = "" if until is None else NAME.format(until)
+    paths = (path for path in folder.glob("step-*.safetensors") if not last or path.name <= last)
+    for path in sorted(paths, reverse=True)[keep:]:
         path.unlink(missing_ok=True)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import TriLoRAError
-from .factors import GAUSSIAN_STD, Factors, Window, check_rank, forward, gaussian, initial, root_split, scaled
+from .factors import GAUSSIAN_STD, Factors, Window, check_rank, forward, gaussian, initial, left, root_split, scaled
 
 
 @runtime_checkable
@@ -87,6 +87,7 @@ class LoRALayer(Addition):
 METHODS = ("trilora", "lora")
 CORES = ("diagonal", "full")
 INITIALISATIONS = ("balanced", "paper", "orthogonal")
+NOTHING = 1e-6  # RMS of a Σ that is none: its size, shared between U and V, would leave them too small to learn
 
 
 def create(
@@ -120,20 +121,22 @@ def create(
     return TriLoRALayer(start, gain, orthonormal=initialisation == "orthogonal").to(weight.device)
 
 
-def resume(method: str, start: Factors, gain: float, orthonormal: bool = False) -> TriLoRALayer | LoRALayer:
+def resume(
+    method: str, start: Factors, gain: float, orthonormal: bool = False, core: str = "diagonal"
+) -> TriLoRALayer | LoRALayer:
     """An adapter layer that goes on from canonical factors, with the same delta.
 
     Σ is brought to RMS 1 and its size shared between U and V, as a fresh layer has it, so that the usual learning
-    rates fit; `lora` splits √σ. An orthonormal layer takes the factors as they are.
+    rates fit; `lora` splits √σ. An orthonormal layer takes the factors as they are, as does one that adds nothing yet.
     """
     scale = start._replace(sigma=start.sigma / gain)
     if method == "lora":
-        return LoRALayer(*root_split(scale), gain)
-    if orthonormal:
-        return TriLoRALayer(scale, gain, orthonormal=True)
-    size = _size(scale.sigma)
-    root = size.sqrt()
-    return TriLoRALayer(Factors(start.u * root, scale.sigma / size, start.vh * root), gain)
+        split = (left(scale), scale.vh) if _rms(scale.sigma) < NOTHING else root_split(scale)
+        return LoRALayer(*split, gain)
+    size = torch.ones(()) if orthonormal else _size(scale.sigma)
+    root, sigma = size.sqrt(), scale.sigma / size
+    middle = torch.diag(sigma) if core == "full" else sigma
+    return TriLoRALayer(Factors(start.u * root, middle, start.vh * root), gain, orthonormal)
 
 
 def resume_sigma(start: Factors) -> TriLoRALayer:
@@ -154,5 +157,11 @@ def window_of(module: nn.Module) -> Window | None:
     return partial(module._conv_forward, bias=None)
 
 
+def _rms(sigma: Tensor) -> Tensor:
+    return sigma.square().mean().sqrt()
+
+
 def _size(sigma: Tensor) -> Tensor:
-    return sigma.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    """What Σ is divided by; 1 where it is nothing."""
+    size = _rms(sigma)
+    return size if size >= NOTHING else torch.ones_like(size)

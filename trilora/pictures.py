@@ -20,7 +20,7 @@ from .errors import DataError
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FOREIGN = (".heic", ".heif", ".avif", ".jxl", ".jp2")  # pictures too, but not every Pillow reads them
 SMALLEST = 16  # pixels; below this there is nothing to learn from
-FAULTS = (OSError, EOFError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
+FAULTS = (OSError, EOFError, ValueError, TypeError, SyntaxError, struct.error, Image.DecompressionBombError)
 
 
 class Encoding(NamedTuple):

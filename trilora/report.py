@@ -70,7 +70,7 @@ def outcome(run: Run, moved: tuple[float, float] | None) -> list[str]:
 
 def overfitting(history: History) -> str:
     """When overfitting began, in words, from the held-out losses."""
-    scores = {step: value for step, value in history.held_out.items() if step}
+    scores = {step: value for step, value in history.held_out.items() if step and not math.isnan(value)}
     if not scores:
         return "held-out pictures were not scored yet"
     best = min(scores, key=lambda step: scores[step])

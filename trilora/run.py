@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Run:
         if path:
             self.history, self.best = checkpoint.restore(path, self.training)
             self.began = self.saved = self.training.number
+            self._lose_patience()
 
     def __iter__(self) -> Iterator[Step]:
         if not self.training.team.index:
@@ -97,7 +99,7 @@ class Run:
             self._score()
         self.save()
         if not self.training.team.index:
-            checkpoint.prune(self.folder, 1)
+            checkpoint.prune(self.folder, 1, self.training.number)
         if self.saved == self.training.number and not self.training.team.index:
             self._finish()
 
@@ -106,15 +108,18 @@ class Run:
         self.stopping = why
 
     def save(self) -> None:
-        """The state on disk, now; a full disk costs the state, not the run. Of a team, the first process writes."""
-        if self.training.number == self.saved or self.training.team.index:
+        """The state on disk, now; a full disk costs the state, not the run. Of a team, the first process writes.
+
+        After a break amid an update the state is of no step; the one before on disk stands.
+        """
+        if self.training.number == self.saved or self.training.team.index or not self.training.whole:
             return
         try:
             write(self.folder / CARD, json.dumps(self.card, indent=1).encode())
             path = self.folder / checkpoint.NAME.format(self.training.number)
             checkpoint.save(path, self.training, self.history, self.best)
             self.saved = self.training.number
-            checkpoint.prune(self.folder, self.watch.checkpoints)
+            checkpoint.prune(self.folder, self.watch.checkpoints, self.training.number)
         except FileError as error:
             logging.warning("The run goes on, but its state was not saved: %s", error)
 
@@ -163,13 +168,16 @@ class Run:
         with self.training.averaged():
             noise = fixed_noise(self.held_out, self.training.settings.seed)
             value = score(self.training.denoiser, self.held_out, noise, LEVELS)
-            better = number > 0 and value < min(
-                (v for step, v in self.history.held_out.items() if step), default=float("inf")
-            )
+            scores = [v for step, v in self.history.held_out.items() if step and not math.isnan(v)]
+            better = number > 0 and value < min(scores, default=math.inf)
             self.history.held_out[number] = value
             if better:
                 parameters = {name: p.detach().clone() for name, p in self.training.parameters.items()}
                 self.best = Best(number, parameters)
+        self._lose_patience()
+
+    def _lose_patience(self) -> None:
+        """End where the last scores were no better; so does a run that had ended for this, and is asked for again."""
         since = sum(1 for step in self.history.held_out if step > self.best.step)
         if self.watch.patience and since >= self.watch.patience:
             self.stop(f"no better score on the held-out pictures since step {self.best.step}")

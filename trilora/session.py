@@ -7,6 +7,7 @@ from typing import Any
 from torch import Size, Tensor, nn
 
 from . import report
+from .cache import digest
 from .dataset import Dataset
 from .files import Adapter
 from .objective import Example, Variants
@@ -53,8 +54,7 @@ def named(start: Adapter | None) -> str:
     """What tells one adapter to start from from another."""
     if start is None:
         return ""
-    sums = {name: [float(tensor.double().abs().sum()) for tensor in factors] for name, factors in start.layers.items()}
-    return identity(sums)
+    return identity({name: digest(list(factors)) for name, factors in start.layers.items()})
 
 
 def before(run: Run, dataset: Dataset, memory: Sequence[str] = ()) -> list[str]:
@@ -70,7 +70,7 @@ def before(run: Run, dataset: Dataset, memory: Sequence[str] = ()) -> list[str]:
     if not settings.preserve and not dataset.trigger:
         lines.append("the base is not preserved: without a trigger word every prompt is to learn the style")
     lines += [line for line in overview(dataset) if line.startswith(("!", "Buckets"))]
-    left = settings.steps - training.number
+    left = 0 if run.stopping else settings.steps - training.number
     if left >= LONG:
         if training.device.type != "cpu":
             training.trial()  # a GPU's first pass loads and chooses its kernels, and is slower than all others

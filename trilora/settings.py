@@ -114,6 +114,7 @@ class Settings:
             _require(self.learn == "all", "learn", self.learn, "all for the method lora, which has no Σ")
         if self.optimizer == "prodigy":
             _require(self.sigma_rate == 1, "sigma_rate", self.sigma_rate, "1 for prodigy, which finds one rate for all")
+            _require(not self.shrink, "shrink", self.shrink, "0 for prodigy, whose rate can't be told beforehand")
         _require(self.warmup < self.steps, "warmup", self.warmup, f"below the number of steps, {self.steps}")
 
     @property

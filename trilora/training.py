@@ -144,6 +144,7 @@ class Training:
         self.data = Draws(examples, settings, team=self.team)
         self.prior = Draws(prior, settings, "prior", self.team) if prior else None
         self.number = 0  # steps made
+        self.whole = True  # the state is that after a step, not amid its update
 
     @property
     def device(self) -> torch.device:
@@ -171,7 +172,7 @@ class Training:
         parts = [self._backward(number, chunk) for chunk in range(self.settings.accumulate)]
         losses = self._together([_sum(values) for values in zip(*parts, strict=True)])
         self._update(number)
-        self.number = number
+        self.number, self.whole = number, True
         loss, preservation, prior = losses
         assert loss is not None
         return Step(number, self.settings.steps, loss, preservation, prior)
@@ -188,16 +189,17 @@ class Training:
     def averaged(self) -> Iterator[None]:
         """Within the block the layers hold what is to be kept: the moving average, where there is one."""
         free: Any = self.optimizer if hasattr(self.optimizer, "eval") else None  # schedule-free keeps its own average
-        before = {name: self.parameters[name].detach().clone() for name in self.average}
+        changed = self.parameters if free else self.average  # its way there and back rounds
+        before = {name: self.parameters[name].detach().clone() for name in changed}
         if free:
             free.eval()
         self.put(self.average)
         try:
             yield
         finally:
-            self.put(before)
             if free:
                 free.train()
+            self.put(before)
 
     def put(self, values: Mapping[str, Tensor]) -> None:
         """Set parameters by name."""
@@ -276,6 +278,7 @@ class Training:
         if not torch.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips the step and scales less
             bad = (name for name, p in self.parameters.items() if p.grad is not None and not p.grad.isfinite().all())
             raise self._broken(number, next(bad, "").rpartition(".")[0])
+        self.whole = False
         self.manifold.prepare()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -338,7 +341,7 @@ def _resumed(start: Factors, settings: Settings, module: nn.Module) -> nn.Module
         layer: Addition = resume_sigma(start)
     else:
         gain = settings.alpha / settings.rank
-        layer = resume(settings.method, start, gain, settings.initialisation == "orthogonal")
+        layer = resume(settings.method, start, gain, settings.initialisation == "orthogonal", settings.core)
     layer.window = window_of(module)
     return layer
 

@@ -54,6 +54,11 @@ def test_buckets_of_common_shapes(size, want):
     assert bucket(size, 512, 64) == want
 
 
+@pytest.mark.parametrize(("resolution", "step"), [(64, 72), (64, 200), (96, 256), (128, 256)])
+def test_a_step_above_the_resolution_leaves_one_square(resolution, step):
+    assert bucket((300, 1000), resolution, step) == (step, step)
+
+
 @given(shapes, shapes, st.sampled_from(FITS))
 def test_a_placed_picture_fills_its_bucket_in_one_direction_and_keeps_its_shape(size, into, fit):
     scaled, crop, pad = place(size, into, fit)

@@ -1,5 +1,6 @@
 """Captions are found where they are looked for, and never invented."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def test_the_caption_is_the_text_beside_the_picture(tmp_path, beside, caption):
     for name, text in beside.items():
         (tmp_path / name).write_bytes(text.encode())
     assert only(tmp_path).caption == caption
+
+
+@pytest.mark.parametrize("text", ["", "a.txt"], ids=["without a text", "with one"])
+def test_a_picture_whose_name_leaves_no_room_for_a_longer_ending_is_read(tmp_path, text):
+    stem = "é" * 124 + "aaa"  # 251 of 255 bytes: .png fits, .caption does not
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / f"{stem}.png")
+    if text:
+        (tmp_path / f"{stem}.txt").write_text("a cat")
+    assert only(tmp_path).caption == ("a cat" if text else "")
 
 
 def test_a_caption_that_is_not_utf8_is_named(tmp_path):
@@ -85,6 +96,14 @@ def test_metadata_lies_beside_a_picture_or_further_up(tmp_path):
     )
     (tmp_path / "x" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "near"}')
     assert [p.caption for p in read_folder(tmp_path, subfolders=True)] == ["near", "far too", ""]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_caption_of_metadata_may_hold_any_separator_that_json_takes(tmp_path, separator):
+    pictures_in(tmp_path, "a.png")
+    line = json.dumps({"file_name": "a.png", "text": f"a red{separator}cat"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(f"{line}\r\n".encode())
+    assert only(tmp_path).caption == "a red cat"
 
 
 def test_metadata_above_the_chosen_folder_is_not_looked_at(tmp_path):

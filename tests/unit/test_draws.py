@@ -122,6 +122,36 @@ def test_a_start_has_the_delta_of_its_adapter(options):
             assert float(layer.sigma.detach().square().mean().sqrt()) == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("initialisation", ["balanced", "orthogonal"])
+def test_a_full_core_is_learned_from_an_adapter_too(initialisation):
+    modules = linear_layers(Toy().net)
+    begun = start(modules)
+    layers = create_layers(modules, Settings(core="full", initialisation=initialisation), begun)
+    for path, layer in layers.items():
+        assert layer.sigma.shape == (3, 3)
+        assert layer.orthonormal == (initialisation == "orthogonal")
+        torch.testing.assert_close(delta(layer.factors()).detach(), delta(begun[path]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-9])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"initialisation": "orthogonal"}, {"method": "lora"}, {"learn": "sigma"}],
+    ids=["trilora", "orthogonal", "lora", "sigma"],
+)
+def test_a_layer_that_adds_nothing_yet_learns_on_as_others_do(options, size):
+    """As files have them whose other blocks were trained, or merged."""
+    toy = Toy()
+    modules = {"last": toy.net.last}
+    begun = {path: f._replace(sigma=torch.full_like(f.sigma, size)) for path, f in start(modules).items()}
+    settings = Settings(rank=3, steps=10, learning_rate=1e-2, **options)
+    layers = create_layers(modules, settings, begun)
+    torch.testing.assert_close(delta(layers["last"].factors()).detach(), delta(begun["last"]))
+    with attached(toy.net, layers) as switch:
+        list(Training(toy, layers, switch, [(Example(randn(0, *LATENT), randn(9, CONDITION)),)], settings))
+    assert float(delta(layers["last"].factors()).detach().norm()) > 1e-3
+
+
 @pytest.mark.parametrize("preserve", [0.0, 0.5])
 def test_sigma_alone_learns_and_u_and_v_stay_as_they_were(preserve):
     toy = Toy()

@@ -96,6 +96,12 @@ def test_prodigy_takes_one_rate_for_all():
         Settings(optimizer="prodigy", sigma_rate=2.0)
 
 
+def test_prodigy_is_given_no_decay_that_would_come_to_nothing():
+    """The decay is made for the rates of the schedule; prodigy's own are a thousandth of them, so it took 0.03 %."""
+    with pytest.raises(TrainingError, match="shrink is 0.5, but has to be 0 for prodigy"):
+        Settings(optimizer="prodigy", learning_rate=1.0, shrink=0.5)
+
+
 def test_a_run_in_float16_scales_its_gradients(tmp_path):
     run, context = make(tmp_path, toy=Toy(), precision="float16", held=0)
     list(run)

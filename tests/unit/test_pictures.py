@@ -125,10 +125,18 @@ def test_every_picture_that_cannot_be_read_is_named(tmp_path):
     assert message.count("remove it") == 4
 
 
+LAST_TAG = b"\x1c\x01\x03\x00\x01\x00\x00\x00\x01\x00\x00\x00"  # of a TIFF; behind it stands where the next page is
+
+
 @pytest.mark.parametrize(
     ("suffix", "good", "bad"),
-    [("png", b"IDAT", b"\x01\xb93\xd2"), ("webp", b"MM\x00*", b"MM\xfa*"), ("png", b"IHDR", b"IHDX")],
-    ids=["a chunk's name", "the camera's notes", "the head"],
+    [
+        ("png", b"IDAT", b"\x01\xb93\xd2"),
+        ("webp", b"MM\x00*", b"MM\xfa*"),
+        ("png", b"IHDR", b"IHDX"),
+        ("tiff", LAST_TAG + bytes(4), LAST_TAG + b"\x05\x00\x00\x00"),
+    ],
+    ids=["a chunk's name", "the camera's notes", "the head", "the way to the next page"],
 )
 def test_a_picture_with_a_damaged_part_is_named(tmp_path, suffix, good, bad):
     exif = Image.Exif()

@@ -13,12 +13,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from strategies import Toy, same_bits
+from strategies import make as make_factors
 from unit.toy_run import EVERYTHING, make, pictures
 
 from trilora import checkpoint, disk
 from trilora.errors import FileError, TrainingError
+from trilora.factors import Factors, canonical, merged
+from trilora.files import Adapter
 from trilora.objective import score
+from trilora.report import overfitting
 from trilora.run import DONE, LEVELS, Watch, difference, fixed_noise, folder_of, identity, moved
+from trilora.session import named
 
 RESTLESS = {"steps": 60, "learning_rate": 0.2, "schedule": "constant", "warmup": 0, "average": 0.0}
 RESTLESS |= {"rank_dropout": 0.0, "layer_dropout": 0.0}
@@ -35,7 +40,7 @@ def all_bits(run) -> dict[str, torch.Tensor]:
 
 
 def rates(optimizer: str) -> dict[str, float]:
-    return {"learning_rate": 1.0} if optimizer == "prodigy" else {}
+    return {"learning_rate": 1.0, "shrink": 0.0} if optimizer == "prodigy" else {}
 
 
 def whole(folder: Path, **changed):
@@ -68,6 +73,29 @@ def test_a_run_that_breaks_off_goes_on_to_the_same_bits(tmp_path, optimizer, aft
     assert run.history.loss == uninterrupted.history.loss
     assert run.history.held_out == uninterrupted.history.held_out
     assert len(run.history.loss) == 24
+
+
+@pytest.mark.parametrize("where", ["prepare", "retract"])
+def test_a_run_that_breaks_off_amid_an_update_goes_on_from_the_state_before_it(tmp_path, where):
+    """As Ctrl-C may land, or the memory end: factors are then of no step at all."""
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    _, want = whole(tmp_path / "whole", initialisation="orthogonal")
+    run, context = make(tmp_path / "broken", initialisation="orthogonal")
+    with contextlib.closing(context.gen):
+        for step in run:
+            if step.number == 7:
+                break
+        setattr(run.training.manifold, where, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run.training.step()
+        run.save()
+    again, context = make(tmp_path / "broken", initialisation="orthogonal")
+    with contextlib.closing(context.gen):
+        list(again)
+        assert same_bits(all_bits(again), want)
 
 
 def work(folder: Path, delay: float) -> None:
@@ -174,6 +202,22 @@ def test_more_steps_go_on_where_only_their_number_changed(tmp_path):
     assert make(tmp_path, steps=24)[0].training.settings.course()["steps"] == 24  # a schedule counts them
 
 
+@pytest.mark.parametrize("shorter", [{"steps": 12}, {"watch": Watch(checkpoint_every=3, checkpoints=1, resume=False)}])
+def test_a_state_just_written_outlasts_the_states_of_later_steps(tmp_path, shorter):
+    """A run of more steps, or one that was not to be gone on with, has left them."""
+    changed = {"schedule": "constant", "shrink": 0.0, "watch": Watch(checkpoint_every=3, checkpoints=1)}
+    whole(tmp_path, **changed)
+    broken_off(tmp_path, 7, **changed | shorter)
+    run, context = make(tmp_path, **changed | {"steps": 12})
+    with contextlib.closing(context.gen):
+        assert run.began == 6
+        list(run)
+    again, context = make(tmp_path, **changed | {"steps": 12})
+    with contextlib.closing(context.gen):
+        assert again.began == 12
+    assert checkpoint.latest(tmp_path, 24).name == checkpoint.NAME.format(24)
+
+
 def test_resume_can_be_declined(tmp_path):
     broken_off(tmp_path, 7)
     run, context = make(tmp_path, watch=Watch(resume=False))
@@ -217,6 +261,27 @@ def test_the_best_factors_on_the_held_out_pictures_are_handed_on(tmp_path):
     assert again == pytest.approx(scores[run.best.step], rel=1e-5)
 
 
+class Overflowing(Toy):
+    """Its estimate is no number in the second score of a run, as float16 may have it."""
+
+    calls = 0
+
+    def denoised(self, noisy, levels, conditions):
+        result = super().denoised(noisy, levels, conditions)
+        if torch.is_grad_enabled():
+            return result
+        self.calls += 1
+        return result * (math.nan if len(LEVELS) < self.calls / 2 <= 2 * len(LEVELS) else 1)
+
+
+def test_a_score_that_is_no_number_hides_no_better_one(tmp_path):
+    run, _ = whole(tmp_path, toy=Overflowing(), preserve=0.0, watch=Watch(score_every=4, patience=6))
+    assert math.isnan(run.history.held_out[4])
+    scores = {step: value for step, value in run.history.held_out.items() if step not in (0, 4)}
+    assert run.best.step == min(scores, key=scores.get)
+    assert f"(step {run.best.step})" in overfitting(run.history)
+
+
 def make_attached(toy, run):
     from trilora.attach import attached
 
@@ -241,6 +306,19 @@ def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path):
     assert "no better score" in run.stopping
 
 
+def test_a_run_that_patience_ended_gives_the_same_bits_when_it_is_asked_for_again(tmp_path):
+    changed = {"watch": Watch(score_every=2, patience=3), **RESTLESS, "steps": 400}
+    run, want = whole(tmp_path, **changed)
+    again, context = make(tmp_path, **changed)
+    with contextlib.closing(context.gen):
+        assert again.began == run.training.number
+        assert list(again) == []
+        assert same_bits(all_bits(again), want)
+    assert again.stopping == run.stopping
+    longer, _ = whole(tmp_path, **changed | {"watch": Watch(score_every=2, patience=5)})
+    assert longer.training.number > run.training.number
+
+
 def test_stop_ends_after_the_present_step_and_keeps_the_state(tmp_path):
     run, context = make(tmp_path)
     with contextlib.closing(context.gen):
@@ -252,9 +330,11 @@ def test_stop_ends_after_the_present_step_and_keeps_the_state(tmp_path):
     assert 5 in run.history.held_out
 
 
-def test_watching_changes_no_factor(tmp_path):
-    _, watched = whole(tmp_path / "a", watch=Watch(score_every=1, checkpoint_every=1))
-    unwatched, _ = whole(tmp_path / "b", watch=Watch(checkpoint_every=0), held=0)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_watching_changes_no_factor(tmp_path, optimizer):
+    changed = {"optimizer": optimizer, **rates(optimizer)}
+    _, watched = whole(tmp_path / "a", watch=Watch(score_every=1, checkpoint_every=1), **changed)
+    unwatched, _ = whole(tmp_path / "b", watch=Watch(checkpoint_every=0), held=0, **changed)
     assert all(torch.equal(p, watched[name]) for name, p in unwatched.training.parameters.items())
 
 
@@ -264,6 +344,15 @@ def test_what_a_run_is_called_changes_with_its_settings_and_data(tmp_path):
     assert identity(course, "data") != identity(course, "other data")
     assert identity(course | {"rank": 5}, "data") != identity(course, "data")
     assert folder_of(tmp_path, "a/b: c", "123").parent == tmp_path
+
+
+def test_an_adapter_to_start_from_is_told_from_its_opposite():
+    """Which a merge at weight -1 makes: its numbers are those of the first but for their signs."""
+    one, other = (merged([canonical(make_factors(8, 6, 3))], [weight]) for weight in (1.0, -1.0))
+    assert named(Adapter({"a": one})) == named(Adapter({"a": Factors(*(tensor.clone() for tensor in one))}))
+    assert named(Adapter({"a": one})) != named(Adapter({"a": other}))
+    assert named(Adapter({"a": one})) != named(Adapter({"b": one}))
+    assert named(None) == ""
 
 
 def test_a_new_run_says_which_settings_changed_since_the_last(tmp_path):
