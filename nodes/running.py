@@ -124,7 +124,9 @@ def run_training(task: Task, progress: Progress) -> Outcome:
 
 def _encoded(task: Task, progress: Progress) -> dict[str, Encoded]:
     """Every data set that the task has, encoded."""
-    sets = {"train": task.dataset, "held out": task.held_out, "regularisation": task.regularisation}
+    share = task.settings.caption_dropout  # of the run, whatever a data set of its own would have
+    prior = task.regularisation and replace(task.regularisation, caption_dropout=share)
+    sets = {"train": task.dataset, "held out": task.held_out, "regularisation": prior}
     plain, cache = task.settings.preserve > 0 and not task.plain, kept_on_disk()
     return {
         name: encode(data, task.clip, task.vae, plain, progress.count, cache)

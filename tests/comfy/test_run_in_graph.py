@@ -195,3 +195,14 @@ def test_options_reach_the_run(train: Callable[..., Any], run_node: Callable[...
 
 def test_regularisation_pictures_take_part(train: Callable[..., Any], others: Any) -> None:
     assert not same(train(steps=2).trilora, train(steps=2, regularisation=others).trilora)
+
+
+def test_regularisation_pictures_take_part_where_captions_are_dropped(
+    train: Callable[..., Any], run_node: Callable[..., Any], others: Any
+) -> None:
+    """The share of the one data set holds for both."""
+    style = {"folder": ["demo: stained_glass"], "trigger": ["zorvex"], "resolution": [128], "bucket_step": [0]}
+    (always,) = run_node("TriLoRADataset", **style, caption_dropout=[1.0])
+    (told,) = run_node("TriLoRADataset", **style)
+    losses = [float(train(steps=1, dataset=d, regularisation=others).loss_map["loss"][0]) for d in (always, told)]
+    assert losses[0] != losses[1]
