@@ -29,7 +29,7 @@ from ..trilora.training import Training, create_layers, frozen
 from . import sampling
 from .denoiser import ComfyDenoiser
 from .encoding import Encoded, encode, examples, kept_on_disk
-from .fingerprint import of_weights
+from .fingerprint import of_model
 from .lending import lent, weight_of
 from .memory import TRAINED, estimate
 from .patching import file_of, portable_names
@@ -196,7 +196,7 @@ def _run(task: Task, training: Training, encoded: Mapping[str, Encoded], data: M
     settings = task.settings.course()
     identities = {name: each.identity for name, each in encoded.items()}
     start = [session.named(task.start), task.imitate]
-    about = {"data": [identities, task.plain], "model": of_weights(task.model), "start": start}
+    about = {"data": [identities, task.plain], "model": of_model(task.model), "start": start}
     root = Path(folder_paths.get_output_directory()) / "TriLoRA" / "runs"
     folder = folder_of(root, task.dataset.trigger, identity(settings, about))
     held_out = [variants[0] for variants in data.get("held out", [])]

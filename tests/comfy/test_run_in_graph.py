@@ -206,3 +206,18 @@ def test_regularisation_pictures_take_part_where_captions_are_dropped(
     (told,) = run_node("TriLoRADataset", **style)
     losses = [float(train(steps=1, dataset=d, regularisation=others).loss_map["loss"][0]) for d in (always, told)]
     assert losses[0] != losses[1]
+
+
+def test_other_noise_levels_of_the_model_begin_a_new_run(
+    train: Callable[..., Any], watching: Callable[..., Any], core_nodes: dict[str, Any], demo: Any
+) -> None:
+    """As of core's ModelSampling nodes, which leave the weights as they are."""
+
+    def summary(sampling: str, zsnr: bool) -> str:
+        (model,) = core_nodes["ModelSamplingDiscrete"]().patch(demo.model, sampling, zsnr)
+        return train(watch=watching(resume=True), steps=1, seed=109, model=model).summary
+
+    assert "going on from" not in summary("eps", False)
+    assert "going on from step 1" in summary("eps", False)
+    assert "going on from" not in summary("eps", True)
+    assert "going on from" not in summary("v_prediction", False)
