@@ -86,8 +86,7 @@ class Outcome:
         if not self.run.training.number:
             return
         self.run.save()
-        title = self.task.dataset.trigger or "trilora"
-        name = f"{title}-seed-{self.task.settings.seed}-step-{self.run.step}".replace("/", "_")
+        name = f"{self.run.folder.name}-step-{self.run.step}"  # the folder's: a name on any disk, and of this run alone
         path = files.inside(Path(folder_paths.get_folder_paths("loras")[0]) / UNFINISHED, name)
         files.save(self.adapter(), path)
         logging.warning("What was learned up to step %d is in %s", self.run.training.number, path)

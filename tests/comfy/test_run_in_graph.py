@@ -221,3 +221,19 @@ def test_other_noise_levels_of_the_model_begin_a_new_run(
     assert "going on from step 1" in summary("eps", False)
     assert "going on from" not in summary("eps", True)
     assert "going on from" not in summary("v_prediction", False)
+
+
+def test_what_broken_runs_had_learned_lies_in_a_file_of_each_whatever_the_trigger_is(
+    train: Callable[..., Any], run_node: Callable[..., Any], bar: Callable[..., None], comfy_base: Path
+) -> None:
+    import comfy.model_management as management
+
+    style = {"folder": ["demo: stained_glass"], "resolution": [64], "bucket_step": [0]}
+    (data,) = run_node("TriLoRADataset", **style, trigger=['<"zorvex": a\\b>' + "字" * 120])
+    bar(lambda step: step >= 1 and management.interrupt_current_processing())
+    for rank in (2, 3):
+        with pytest.raises(management.InterruptProcessingException):
+            train(dataset=data, rank=rank, steps=9)
+    kept = [path.name for path in (comfy_base / "models" / "loras" / "unfinished").iterdir()]
+    assert len(kept) == 2
+    assert not any(mark in name for name in kept for mark in '<>:"\\')
