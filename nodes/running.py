@@ -170,7 +170,7 @@ def _go(outcome: Outcome, progress: Progress, looked_at: Sequence) -> None:
         outcome.said += session.after(run, looked_at, outcome.modules)
         progress.live.set(said=list(outcome.said))
     except BaseException:
-        outcome.keep(progress)
+        _save(outcome, progress)
         raise
 
 
@@ -183,11 +183,12 @@ def _preview(outcome: Outcome, progress: Progress, number: int) -> None:
 
 
 def _save(outcome: Outcome, progress: Progress) -> None:
-    """What a page has asked for; a full disk costs the file, not the run."""
+    """Now, and whatever comes of it: a disk that refuses costs the file, not the run or the reason why it ends."""
     progress.live.save_asked = False
     try:
         outcome.keep(progress)
     except FileError as error:
+        logging.warning("What was learned was not saved: %s", error)
         progress.live.set(saved={"at": outcome.run.training.number, "problem": str(error)})
 
 

@@ -237,3 +237,20 @@ def test_what_broken_runs_had_learned_lies_in_a_file_of_each_whatever_the_trigge
     kept = [path.name for path in (comfy_base / "models" / "loras" / "unfinished").iterdir()]
     assert len(kept) == 2
     assert not any(mark in name for name in kept for mark in '<>:"\\')
+
+
+def test_a_cancel_stays_a_cancel_where_the_adapter_can_not_be_saved(
+    train: Callable[..., Any], bar: Callable[..., None], comfy_base: Path, caplog: Any
+) -> None:
+    import comfy.model_management as management
+
+    place = comfy_base / "models" / "loras" / "unfinished"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("a file where the folder should be")
+    bar(lambda step: step >= 1 and management.interrupt_current_processing())
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            train(steps=9)
+    finally:
+        place.unlink()
+    assert "What was learned was not saved" in caplog.text
