@@ -3,7 +3,7 @@
 from aiohttp import web
 from server import PromptServer
 
-from .live import ASKED, RUNS, Live
+from .live import ASKED, Live, runs
 
 
 def add_routes() -> None:
@@ -24,7 +24,7 @@ def add_routes() -> None:
             del ASKED[gone]
         if workflow:
             ASKED[client] = workflow
-        return web.json_response({"runs": [live.whole() for live in RUNS.values() if live.workflow == workflow]})
+        return web.json_response({"runs": [live.whole() for live in runs() if live.workflow == workflow]})
 
     @routes.post("/trilora/stop")
     async def stop(request: web.Request) -> web.Response:
@@ -48,9 +48,7 @@ async def _body(request: web.Request) -> dict:
 def _learning(asked: dict) -> list[Live]:
     """The runs meant: of a node, of a workflow, of both, or all."""
     node, workflow = asked.get("node_id"), asked.get("workflow")
-    return [
-        live for live in RUNS.values() if live.run and node in (None, live.node) and workflow in (None, live.workflow)
-    ]
+    return [live for live in runs() if live.run and node in (None, live.node) and workflow in (None, live.workflow)]
 
 
 def _answer(word: str, found: list[Live]) -> web.Response:

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,3 +256,26 @@ def test_a_cancel_stays_a_cancel_where_the_adapter_can_not_be_saved(
     finally:
         place.unlink()
     assert "What was learned was not saved" in caplog.text
+
+
+def test_a_page_can_ask_while_trainings_begin(room: Callable[[str], Any]) -> None:
+    live, done, interval = room("nodes.live"), threading.Event(), sys.getswitchinterval()
+
+    def begin() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            live.Live(str(number % 40), "w", 3)
+
+    training = threading.Thread(target=begin)
+    sys.setswitchinterval(1e-5)  # seconds; so that threads meet within the test
+    training.start()
+    try:
+        for _ in range(100):
+            assert all(run.whole()["workflow"] == "w" for run in live.runs() if run.workflow == "w")
+    finally:
+        done.set()
+        training.join()
+        sys.setswitchinterval(interval)
+        for key in [key for key in live.RUNS if key[0] == "w"]:
+            del live.RUNS[key]
