@@ -42,7 +42,13 @@ def add_routes() -> None:
 
 
 async def _body(request: web.Request) -> dict:
-    return await request.json() if request.can_read_body else {}
+    try:
+        asked = await request.json() if request.can_read_body else {}
+    except ValueError:  # no JSON, or no text
+        asked = None
+    if not isinstance(asked, dict):
+        raise web.HTTPBadRequest(text="Send a JSON object.")
+    return asked
 
 
 def _learning(asked: dict) -> list[Live]:
