@@ -1,5 +1,6 @@
 """TriLoRA Dataset: pictures with captions, from a folder or from other nodes."""
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -30,8 +31,9 @@ def folders() -> list[str]:
 def folder_named(name: str) -> Path:
     """The folder behind an entry of the list; it may not lie outside its root."""
     root = STYLES if name.startswith(DEMO) else Path(folder_paths.get_input_directory())
-    path = (root / name.removeprefix(DEMO)).resolve()
-    if not path.is_relative_to(root.resolve()):
+    root = Path(os.path.abspath(root))  # not resolved: a linked folder below it is the user's own wish
+    path = Path(os.path.abspath(root / name.removeprefix(DEMO)))
+    if not path.is_relative_to(root):
         raise DataError(f"The folder {name!r} does not lie under {root}. Choose one from the list.")
     return path
 

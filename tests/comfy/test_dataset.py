@@ -71,6 +71,22 @@ def test_captions_subfolders_and_transparency_decide_what_is_read(build: Callabl
         build(folder=folder.name, subfolders=True, transparency="mask")
 
 
+def test_a_linked_folder_that_the_list_offers_is_read(
+    build: Callable, pack: dict[str, Any], folder: Path, comfy_base: Path, tmp_path: Path
+) -> None:
+    link = comfy_base / "input" / "linked"
+    folder.rename(tmp_path / "elsewhere")
+    link.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    try:
+        assert "linked" in pack["TriLoRADataset"].define_schema().inputs[0].options
+        assert [p.name for p in build(folder="linked").pictures] == ["0.png", "1.png"]
+    finally:
+        link.unlink()
+    for outside in ("../models", "demo: ../base", str(tmp_path)):
+        with pytest.raises(Exception, match="does not lie under"):
+            build(folder=outside)
+
+
 def test_masks_go_with_pictures_in_order_of_name(build: Callable, folder: Path) -> None:
     masks = torch.ones(2, 50, 50)
     masks[1, :, :25] = 0
