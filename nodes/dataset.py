@@ -39,7 +39,10 @@ def folder_named(name: str) -> Path:
 
 
 def _holds_pictures(path: Path) -> bool:
-    return path.is_dir() and next(picture_files(path), None) is not None
+    try:
+        return path.is_dir() and next(picture_files(path), None) is not None
+    except OSError:  # not ours to read: lost+found, say
+        return False
 
 
 class TriLoRADatasetNode(io.ComfyNode):

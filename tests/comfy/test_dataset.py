@@ -87,6 +87,25 @@ def test_a_linked_folder_that_the_list_offers_is_read(
             build(folder=outside)
 
 
+def test_a_folder_that_can_not_be_read_is_not_offered_and_hides_no_other(
+    pack: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lost+found, where input/ is a disk of its own."""
+    closed, listed = folder.parent / "lost+found", Path.iterdir
+    closed.mkdir()
+
+    def refuse(path: Path) -> Any:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    offered = pack["TriLoRADataset"].define_schema().inputs[0].options
+    closed.rmdir()
+    assert folder.name in offered
+    assert closed.name not in offered
+
+
 def test_masks_go_with_pictures_in_order_of_name(build: Callable, folder: Path) -> None:
     masks = torch.ones(2, 50, 50)
     masks[1, :, :25] = 0
