@@ -128,8 +128,8 @@ class TriLoRADatasetNode(io.ComfyNode):
         if latents:
             pictures = connected_latents(latents, conditioning or [])
         elif images:
-            lines = [line for text in captions or [] for line in text.splitlines()]
-            pictures = from_tensors([picture for batch in images for picture in batch], lines, alpha)
+            singles = [picture for batch in images for picture in batch]
+            pictures = from_tensors(singles, connected_captions(captions or [], len(singles)), alpha)
         else:
             pictures = read_folder(folder_named(folder[0]), *reading)
         if masks:
@@ -185,6 +185,13 @@ def rare_inputs() -> list:
             "so that only the thing itself is learned.",
         ),
     ]  # fmt: skip
+
+
+def connected_captions(texts: list[str], pictures: int) -> list[str]:
+    """As many texts as pictures are a caption each, empty ones and those of several lines too; else a line is one."""
+    if len(texts) == pictures:
+        return [" ".join(text.split()) for text in texts]
+    return [line for text in texts for line in text.splitlines()]
 
 
 def connected_latents(latents: list, conditioning: list) -> tuple[Picture, ...]:

@@ -106,6 +106,19 @@ def test_a_folder_that_can_not_be_read_is_not_offered_and_hides_no_other(
     assert closed.name not in offered
 
 
+def test_each_text_of_a_list_is_a_caption_and_so_is_each_line_of_one_text(build: Callable) -> None:
+    """Nodes that write captions write several lines, or nothing."""
+
+    def captions(*texts: str) -> list[str]:
+        return [p.caption for p in build(images=[torch.rand(3, 64, 64, 3)], captions=list(texts)).pictures]
+
+    assert captions("a", "", "b") == ["a", "", "b"]
+    assert captions("a\nlong one\n", "", "b") == ["a long one", "", "b"]
+    assert captions("a\n\nb") == ["a", "", "b"]
+    with pytest.raises(Exception, match="3 pictures came with 2 captions"):
+        captions("a", "b")
+
+
 def test_masks_go_with_pictures_in_order_of_name(build: Callable, folder: Path) -> None:
     masks = torch.ones(2, 50, 50)
     masks[1, :, :25] = 0
