@@ -176,7 +176,7 @@ def _go(outcome: Outcome, progress: Progress, looked_at: Sequence) -> None:
 
 def _preview(outcome: Outcome, progress: Progress, number: int) -> None:
     total = outcome.task.settings.steps
-    if outcome.film.due(number, total):
+    if outcome.film.due(number, number if outcome.run.stopping else total):
         with outcome.run.training.averaged():
             taken = outcome.film.take(number, lambda step: progress.say(f"preview at step {number}: {step}"))
         progress.show(taken, outcome.film, number, total)

@@ -85,6 +85,21 @@ def test_previews_come_as_they_are_taken_and_make_a_strip(
     assert same(watched.trilora, train(steps=8, seed=103, learning_rate=2e-2).trilora)
 
 
+def test_a_run_that_ends_early_has_a_preview_of_its_end(
+    train: Callable[..., Any], watching: Callable[..., Any], room: Callable[[str], Any], bar: Callable[..., None]
+) -> None:
+    def stop(step: int) -> None:
+        for live in room("nodes.live").runs() if step else ():
+            if live.run:
+                live.run.stop()
+
+    bar(stop)
+    ended = train(watch=watching(previews=PREVIEWS), steps=12, seed=110, learning_rate=2e-2)
+    assert "1 of 12 steps" in ended.summary
+    assert len(ended.previews) == 2
+    assert not torch.equal(*ended.previews)
+
+
 def test_the_first_preview_is_the_base(
     train: Callable[..., Any], watching: Callable[..., Any], demo: Any, core_nodes: dict[str, Any]
 ) -> None:
