@@ -100,6 +100,7 @@ def run_training(task: Task, progress: Progress) -> Outcome:
     task = replace(task, dataset=train, held_out=held)
     encoded = _encoded(task, progress)
     plain = [sampling.encode(task.clip, text) for text in task.plain]
+    painter = _painter(task, encoded["train"])
     memory = _memory(task, encoded["train"].largest)
     with lent(task.model, memory, task.checkpointing) as patcher, _advice(task):
         denoiser = ComfyDenoiser(patcher, task.settings.precision)
@@ -115,7 +116,7 @@ def run_training(task: Task, progress: Progress) -> Outcome:
             prior, taught_by = data.get("regularisation", ()), teacher if task.imitate else None
             training = Training(denoiser, layers, switch, data["train"], task.settings, prior, taught_by)
             run = _run(task, training, encoded, data)
-            outcome = Outcome(task, run, _film(task, encoded["train"], run, patcher), modules, memory, carried)
+            outcome = Outcome(task, run, Film(task.preview, run.folder, painter), modules, memory, carried)
             with progress.learning(run):
                 _go(outcome, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
@@ -140,13 +141,12 @@ def _memory(task: Task, latent: Sequence[int]) -> int:
     return passing + estimate(task.model, latent, task.settings.batch, task.checkpointing)
 
 
-def _film(task: Task, encoded: Encoded, run: Run, patcher: ModelPatcher) -> Film:
-    """Previews at the size of the first picture."""
+def _painter(task: Task, encoded: Encoded) -> Painter:
+    """Of previews at the size of the first picture; made before the MODEL is lent, which CLIP may push off the GPU."""
     ratio = task.model.get_model_object("latent_format").spacial_downscale_ratio
     height, width = (side * ratio for side in encoded.latents[0][0].shape[-2:])
     prompt = task.dataset.prompt_of(task.dataset.pictures[0])
-    painter = Painter(task.preview, task.clip, task.vae, prompt, (width, height), patcher)
-    return Film(task.preview, run.folder, painter)
+    return Painter(task.preview, task.clip, task.vae, prompt, (width, height), task.model)
 
 
 def _go(outcome: Outcome, progress: Progress, looked_at: Sequence) -> None:

@@ -100,6 +100,27 @@ def test_a_run_that_ends_early_has_a_preview_of_its_end(
     assert not torch.equal(*ended.previews)
 
 
+def test_no_text_is_read_while_the_model_is_lent(
+    train: Callable[..., Any], watching: Callable[..., Any], demo: Any
+) -> None:
+    """Where room is short, loading CLIP unloads the MODEL, patches and all, and a resumed run would go on without."""
+    import comfy.model_management as management
+
+    lent = []
+
+    class Clip:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(demo.clip, name)
+
+        def encode_from_tokens_scheduled(self, tokens: Any) -> Any:
+            lent.append(management.in_training)
+            return demo.clip.encode_from_tokens_scheduled(tokens)
+
+    assert len(train(clip=Clip(), steps=1, seed=111, watch=watching(previews=PREVIEWS)).previews) == 2
+    assert lent
+    assert not any(lent)
+
+
 def test_the_first_preview_is_the_base(
     train: Callable[..., Any], watching: Callable[..., Any], demo: Any, core_nodes: dict[str, Any]
 ) -> None:
