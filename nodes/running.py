@@ -232,5 +232,7 @@ def out_of_memory(task: Task) -> str:
         )
     if not task.checkpointing:
         return "The memory does not suffice. Switch on checkpointing in TriLoRA Training Options."
+    if task.dataset.encoded:
+        return "The memory does not suffice. Connect latents of smaller pictures."
     smaller = task.dataset.resolution * 3 // 4 // 64 * 64
     return f"The memory does not suffice. Lower the dataset's resolution from {task.dataset.resolution} to {smaller}."

@@ -193,6 +193,24 @@ def test_out_of_memory_says_what_to_lower_and_keeps_the_state(
     assert len(states) == 1
 
 
+def test_out_of_memory_on_latents_names_no_resolution_that_does_not_act(
+    train: Callable[..., Any], options: Callable[..., Any], bar: Callable[..., None], run_node: Callable[..., Any],
+    demo: Any,
+) -> None:  # fmt: skip
+    conditioning = demo.clip.encode_from_tokens_scheduled(demo.clip.tokenize("a house"))
+    (data,) = run_node(
+        "TriLoRADataset", folder=["unused"], trigger=[""], resolution=[128], bucket_step=[0],
+        latents=[{"samples": torch.randn(2, 4, 8, 8)}], conditioning=[conditioning],
+    )  # fmt: skip
+
+    def exhaust(step: int) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    bar(exhaust)
+    with pytest.raises(Exception, match="Connect latents of smaller pictures"):
+        train(dataset=data, batch=1, options=options(checkpointing=True))
+
+
 def json_of(state: Path) -> Any:
     return json.loads((state.parent / "run.json").read_text())
 
