@@ -72,9 +72,7 @@ def test_sigma_alone_learns_a_few_hundred_numbers_and_keeps_the_directions(
         assert all(torch.allclose(product.abs(), torch.eye(RANK), atol=1e-3) for product in inner)
 
 
-def test_the_adapters_own_rank_is_said_in_the_summary_and_in_the_file(
-    train: Callable[..., Any], adapter: Any
-) -> None:
+def test_the_adapters_own_rank_is_said_in_the_summary_and_in_the_file(train: Callable[..., Any], adapter: Any) -> None:
     """It learns as it does at any other rank of the widget with the same gain."""
     went_on, same_gain = train(start_from=adapter, rank=16, alpha=16.0, steps=1), train(start_from=adapter, steps=1)
     assert adapter.rank == 4
