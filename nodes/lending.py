@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any
 
 import comfy.model_management
@@ -116,16 +117,23 @@ def _ordinary_tensors(root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _frozen_layers(root: nn.Module) -> Iterator[None]:
-    changed: list[nn.Module] = []
+    changed: list[tuple[nn.Module, dict[str, Any]]] = []
     try:
         for module in root.modules():
-            if isinstance(module, comfy.ops.CastWeightBiasOp) and "forward" not in vars(module):
+            if isinstance(module, comfy.ops.CastWeightBiasOp) and _runs_as_its_class(module):
+                before = {name: own for name, own in vars(module).items() if name == "forward"}
                 module.forward = _frozen_forward(module)
-                changed.append(module)
+                changed.append((module, before))
         yield
     finally:
-        for module in changed:
+        for module, before in changed:
             del module.forward
+            vars(module).update(before)
+
+
+def _runs_as_its_class(module: nn.Module) -> bool:
+    """Whether nobody has replaced how it runs; ComfyUI's bypass loader leaves the class's own behind as if it had."""
+    return vars(module).get("forward") in (None, MethodType(type(module).forward, module))
 
 
 def _frozen_forward(module: Any) -> Callable[..., Any]:
