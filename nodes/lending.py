@@ -16,6 +16,7 @@ from ..trilora.checkpointing import checkpointed
 from ..trilora.errors import TrainingError
 from ..trilora.frozen import frozen, lying
 from .differentiable import differentiable
+from .shaping import bypassed
 
 
 @contextmanager
@@ -30,7 +31,15 @@ def lent(model: ModelPatcher, memory: int = 0, checkpointing: bool = False) -> I
         model: the graph's MODEL, with whatever patches it carries.
         memory: bytes to keep free for what training needs beside the weights.
         checkpointing: compute each block again in the backward instead of remembering it.
+
+    Raises:
+        TrainingError: the MODEL carries a LoRA that autograd can't pass.
     """
+    if bypassed(model):
+        raise TrainingError(
+            "The LoRA on this MODEL came through a bypass loader, and no gradient passes that. Load it with Load "
+            "TriLoRA or Load LoRA."
+        )
     comfy.model_management.load_models_gpu([model], memory_required=memory)
     model.pre_run()
     model.model.current_patcher = None  # lets no network prefetch: that fills buffers outside inference mode

@@ -59,6 +59,15 @@ def test_the_first_loss_is_that_of_the_loaded_adapter(
             assert not torch.allclose(after.sigma, before.sigma, rtol=1e-6)
 
 
+def test_a_lora_from_a_bypass_loader_is_refused_in_words(
+    lora_file: str, core_nodes: dict[str, Any], train: Callable[..., Any], demo: Any
+) -> None:
+    with torch.inference_mode():
+        (model,) = core_nodes["LoraLoaderBypassModelOnly"]().load_lora_model_only(demo.model, lora_file, 1.0)
+    with pytest.raises(Exception, match="bypass loader.*Load it with Load TriLoRA or Load LoRA"):
+        train(model=model, steps=1)
+
+
 def test_sigma_alone_learns_a_few_hundred_numbers_and_keeps_the_directions(
     lora_file: str, run_node: Callable[..., Any], train: Callable[..., Any], demo: Any
 ) -> None:
