@@ -1,5 +1,6 @@
 """Train TriLoRA as a run: it is watched, lasts through a break, and goes on from what there is."""
 
+import dataclasses
 import errno
 import json
 import sys
@@ -253,14 +254,10 @@ def test_regularisation_pictures_take_part(train: Callable[..., Any], others: An
     assert not same(train(steps=2).trilora, train(steps=2, regularisation=others).trilora)
 
 
-def test_regularisation_pictures_take_part_where_captions_are_dropped(
-    train: Callable[..., Any], run_node: Callable[..., Any], others: Any
-) -> None:
+def test_regularisation_pictures_take_part_where_captions_are_dropped(train: Callable[..., Any], others: Any) -> None:
     """The share of the one data set holds for both."""
-    style = {"folder": ["demo: stained_glass"], "trigger": ["zorvex"], "resolution": [128], "bucket_step": [0]}
-    (always,) = run_node("TriLoRADataset", **style, caption_dropout=[1.0])
-    (told,) = run_node("TriLoRADataset", **style)
-    losses = [float(train(steps=1, dataset=d, regularisation=others).loss_map["loss"][0]) for d in (always, told)]
+    always, never = (dataclasses.replace(others, trigger="zorvex", caption_dropout=share) for share in (1.0, 0.0))
+    losses = [float(train(steps=1, dataset=d, regularisation=others).loss_map["loss"][0]) for d in (always, never)]
     assert losses[0] != losses[1]
 
 
@@ -284,8 +281,11 @@ def test_what_broken_runs_had_learned_lies_in_a_file_of_each_whatever_the_trigge
 ) -> None:
     import comfy.model_management as management
 
-    style = {"folder": ["demo: stained_glass"], "resolution": [64], "bucket_step": [0]}
-    (data,) = run_node("TriLoRADataset", **style, trigger=['<"zorvex": a\\b>' + "字" * 120])
+    odd = '<"zorvex": a\\b>' + "字" * 120
+    (data,) = run_node(
+        "TriLoRADataset", folder=["unused"], trigger=[odd], resolution=[64], bucket_step=[0],
+        images=[torch.rand(2, 64, 64, 3)], captions=["a house", "a boat"],
+    )  # fmt: skip
     bar(lambda step: step >= 1 and management.interrupt_current_processing())
     for rank in (2, 3):
         with pytest.raises(management.InterruptProcessingException):
