@@ -15,6 +15,7 @@ BARE, ELSEWHERE = "no trigger", f"no trigger, {OTHERS}"
 FIRST = ("lora", "orthogonal")
 REST = ("balanced", "raw", "kaiming", "full", "paper", "diffusers")
 PAPER, OWN = ("diffusers", "paper"), ("lora", "balanced")  # as the paper trained them, and as this pack does
+PAIRS = (PAPER, OWN)
 TABLE_1 = (*PAPER, *OWN)
 AFTER = ("lora", "balanced")
 LONG = ("lora", "orthogonal", *PAPER, "balanced")
@@ -106,8 +107,9 @@ def plan(scale: Scale, store: Store) -> dict[str, Callable[[], Iterator[Job]]]:
 
     def long() -> Iterator[Job]:
         yield Job("long", "base")
-        yield from (Job("long", method, 0, scale.long_rates[0]) for method in LONG)
-        yield from (Job("long", LONG[0], 0, rate) for rate in scale.long_rates[1:])
+        for seed in scale.long_seeds:
+            yield from (Job("long", method, seed, scale.long_rates[0]) for method in LONG)
+            yield from (Job("long", LONG[0], seed, rate) for rate in scale.long_rates[1:])
 
     def more() -> Iterator[Job]:
         yield from after(AFTER[1])

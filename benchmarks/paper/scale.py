@@ -18,6 +18,7 @@ class Scale:
         captions: on which repair paints.
         long_epochs, long_pictures: of very long training on very few pictures.
         long_rates: the rate of every method in it, and further ones for LoRA.
+        long_seeds: of it.
         paper_seeds: of Table 1.
         paper_pictures: drawn anew for each epoch of the creature set (the paper: 100).
         creature_epochs, garment_epochs: as in the paper.
@@ -40,7 +41,8 @@ class Scale:
     long_epochs: int = 500
     long_pictures: int = 4
     long_rates: tuple[float, ...] = (3e-3, 1e-3)
-    paper_seeds: tuple[int, ...] = (0, 1)
+    long_seeds: tuple[int, ...] = (0, 1, 2)
+    paper_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     paper_pictures: int = 4
     creature_epochs: int = 100
     garment_epochs: int = 10
@@ -59,7 +61,8 @@ class Scale:
 DEMO = Scale()
 QUICK = replace(
     DEMO, seeds=(0, 1), rates=(3e-3, 1e-2), kept_rates=1, steps=16, strengths=(0.7,), after=8, captions=4,
-    long_epochs=20, paper_seeds=(0,), creature_epochs=20, garment_epochs=2, prompts=8, special_steps=10,
+    long_epochs=20, long_seeds=(0,), paper_seeds=(0,), creature_epochs=20, garment_epochs=2, prompts=8,
+    special_steps=10,
 )  # fmt: skip
 WHOLE = replace(
     DEMO, side=512, batch=1, rates=(3e-5, 1e-4, 3e-4, 1e-3), steps=1000, after=300, captions=30,

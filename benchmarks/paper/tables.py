@@ -7,7 +7,20 @@ from typing import Any
 
 from benchmarks.paper.charts import Panel, drawn
 from benchmarks.paper.intervals import Point, Ratio, frontier, interval, least, ratio
-from benchmarks.paper.jobs import AFTER, BARE, ELSEWHERE, LONG, OTHERS, PLAIN, PRESERVED, SHRUNK, TABLE_1, Job, Store
+from benchmarks.paper.jobs import (
+    AFTER,
+    BARE,
+    ELSEWHERE,
+    LONG,
+    OTHERS,
+    PAIRS,
+    PLAIN,
+    PRESERVED,
+    SHRUNK,
+    TABLE_1,
+    Job,
+    Store,
+)
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.scale import Scale
 from trilora.disk import write
@@ -63,12 +76,34 @@ class Book:
         for method in ("base", *TABLE_1):
             cells = []
             for name in names:
-                rows = [r for r in self.table_rows if (r["job"]["method"], r["job"]["how"]) == (method, name)]
-                cells += _quality(rows, base[name])
+                cells += _quality([*self._by_seed(method, name).values()], base[name])
             if any(cells):
                 lines.append([_title(method), *cells])
         head = [f"{name}: {what}" for name in names for what in ("NFID ↓", "CLIP ↑", "saturated %", "seeds")]
-        return "### Table 1's protocol\n\n" + _table(["", *head], lines)
+        return "### Table 1's protocol\n\n" + _table(["", *head], lines) + "\n\n" + self.paired(names)
+
+    def paired(self, names: Sequence[str]) -> str:
+        """TriLoRA over the LoRA of the same width, seed by seed: FID, and the CLIP score's difference."""
+        lines = []
+        for other, method in PAIRS:
+            cells = []
+            for name in names:
+                own_rows, their_rows = self._by_seed(method, name), self._by_seed(other, name)
+                both = [(own_rows[seed], their_rows[seed]) for seed in own_rows if seed in their_rows]
+                if not both:
+                    cells += ["", ""]
+                    continue
+                more = interval([own["clip"] - theirs["clip"] for own, theirs in both])
+                clip = f"{more.mean:+.1f}" + (f" ± {more.half:.1f}" if more.count > 1 else "")
+                cells += [str(ratio([(own["fid"], theirs["fid"]) for own, theirs in both])), clip]
+            if any(cells):
+                lines.append([f"{_title(method)} against {_title(other)}", *cells])
+        head = [f"{name}: {what}" for name in names for what in ("NFID over LoRA's ↓", "CLIP more ↑")]
+        return _table(["", *head], lines)
+
+    def _by_seed(self, method: str, name: str) -> dict[int, Row]:
+        rows = [row for row in self.table_rows if (row["job"]["method"], row["job"]["how"]) == (method, name)]
+        return {row["job"]["seed"]: row for row in rows}
 
     # the fair comparison
 
@@ -198,21 +233,29 @@ class Book:
 
     def long(self) -> str:
         """Very long training: the best held-out loss, the last one, and pictures."""
-        lines = []
         base = next((row for row in self.long_runs if row["job"]["method"] == "base"), None)
-        for method in LONG:
-            for row in (r for r in self.long_runs if r["job"]["method"] == method):
-                points, last = row["points"], row["points"][-1]
-                best = min(points, key=lambda p: p["style"])
-                told = [_title(method), f"{row['job']['rate']:g}", f"{last['epoch']:.0f}"]
-                losses = [f"{best['style']:.4f} at {best['epoch']:.0f}", f"{last['style']:.4f}", f"{last['train']:.4f}"]
-                shown = [p for p in points if "fid" in p]
-                nfid = " → ".join(f"{p['fid'] / base['fid']:.3f}" for p in shown) if base else "–"
-                sat = " → ".join(f"{100 * p['saturated']:.2f}" for p in shown)
-                lines.append([*told, *losses, f"{last['forgotten']:.4f}", nfid, sat])
+        lines = []
+        for (method, rate), rows in self.long_groups().items():
+            lasts = [row["points"][-1] for row in rows]
+            bests = [min(row["points"], key=lambda point: point["style"]) for row in rows]
+            told = [_title(method), f"{rate:g}", f"{lasts[0]['epoch']:.0f}"]
+            told.append(f"{_within(bests, 'style')} at {_mean(best['epoch'] for best in bests):.0f}")
+            told += [_within(lasts, key) for key in ("style", "train", "forgotten")]
+            shown = list(zip(*([p for p in row["points"] if "fid" in p] for row in rows), strict=True))
+            nfid = [f"{_mean(p['fid'] for p in at) / base['fid']:.3f}" for at in shown] if base else ["–"]
+            saturated = [f"{100 * _mean(p['saturated'] for p in at):.2f}" for at in shown]
+            lines.append([*told, " → ".join(nfid), " → ".join(saturated), str(len(rows))])
         head = ["method", "rate", "epochs", "best held-out loss at epoch", "at the end", "training loss"]
-        head += ["forgetting at the end", "NFID early → end", "saturated % early → end"]
-        return _table(head, lines, "### Very long training on very few pictures, one seed")
+        head += ["forgetting at the end", "NFID early → end", "saturated % early → end", "seeds"]
+        return _table(head, lines, "### Very long training on very few pictures")
+
+    def long_groups(self) -> dict[tuple[str, float], list[Row]]:
+        """(method, rate) -> its long runs that came to their end, a seed each."""
+        groups: dict[tuple[str, float], list[Row]] = {}
+        done = [row for row in self.long_runs if "points" in row and "failed" not in row]
+        for row in sorted(done, key=lambda row: LONG.index(row["job"]["method"])):
+            groups.setdefault((row["job"]["method"], row["job"]["rate"]), []).append(row)
+        return groups
 
     # plots
 
@@ -244,17 +287,12 @@ class Book:
         return panels if fits else []
 
     def _long_panels(self) -> list[Panel]:
-        runs = [row for row in self.long_runs if "points" in row]
-        if not runs:
-            return []
-        keys = (("style", "held-out loss"), ("forgotten", "forgetting"))
-        return [
-            Panel(
-                f"Long training: {name}", "epochs", name,
-                {_named(r): [(p["epoch"], p[key]) for p in r["points"]] for r in runs}, steep=True,
-            )
-            for key, name in keys
-        ]  # fmt: skip
+        groups = {f"{_title(method)}, rate {rate:g}": rows for (method, rate), rows in self.long_groups().items()}
+        panels = []
+        for key, name in (("style", "held-out loss"), ("forgotten", "forgetting")):
+            curves = {title: _mean_curve(rows, key) for title, rows in groups.items()}
+            panels.append(Panel(f"Long training: {name}", "epochs", name, curves, steep=True))
+        return panels if groups else []
 
 
 def _quality(rows: Sequence[Row], base: Row) -> list[str]:
@@ -273,8 +311,14 @@ def _title(method: str) -> str:
     return METHODS[method].title if method in METHODS else "base"
 
 
-def _named(row: Row) -> str:
-    return f"{_title(row['job']['method'])}, rate {row['job']['rate']:g}"
+def _mean_curve(rows: Sequence[Row], key: str) -> list[Point]:
+    return [(same[0]["epoch"], _mean(p[key] for p in same)) for same in zip(*(r["points"] for r in rows), strict=True)]
+
+
+def _within(points: Sequence[Row], key: str) -> str:
+    """The mean of one of their numbers with its interval, in four digits."""
+    found = interval([point[key] for point in points])
+    return f"{found.mean:.4f}" + (f" ± {found.half:.4f}" if found.count > 1 else "")
 
 
 def _ending(row: Row, scale: Scale) -> str:

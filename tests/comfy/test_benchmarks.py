@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-NAMES = ("step", "first_step", "patching", "sampling", "memory", "growth", "convergence", "gpu")
+NAMES = ("step", "step_profile", "first_step", "patching", "sampling", "memory", "growth", "convergence", "gpu")
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
