@@ -13,7 +13,12 @@ TEMPLATE = HERE / "card.md.in"
 
 
 def write_card(work: Path, base: Path, measured: dict, steps: int, guidance: float) -> None:
-    """README.md of the base, from the measured rates, the judge's own accuracy and the training states."""
+    """README.md of the base, from the measured rates, the judge's own accuracy and the training states.
+
+    Where those are not, as beside a base that was not trained here, the card stays.
+    """
+    if not (work / "denoiser.pt").exists():
+        return
     from .denoiser import CHANNELS, HEADS, trained_denoiser  # late: only the card needs all of it
     from .narrow import full_autoencoder
 

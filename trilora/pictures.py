@@ -190,13 +190,18 @@ def _as_many(count: int, thing: str, pictures: int) -> None:
 def _image(source: Path | Tensor | Encoding) -> Image.Image:
     """RGB, or RGBA where anything may be transparent."""
     if isinstance(source, Path):
-        return _opened(source)[0]
+        return opened(source)[0]
     if isinstance(source, Encoding):
         raise DataError("This picture came as a latent, so there are no pixels to look at. Connect images instead.")
     return Image.fromarray((source[..., :4].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
 
 
-def _opened(path: Path) -> tuple[Image.Image, str]:
+def opened(path: Path) -> tuple[Image.Image, str]:
+    """A file as RGB, or RGBA where anything may be transparent, upright; and what is remarkable about it, or "".
+
+    Raises:
+        DataError: not a picture that can be read.
+    """
     try:
         with Image.open(path) as picture:
             count = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)  # MPO: a phone's JPEG
@@ -236,7 +241,7 @@ def _mask_image(mask: Tensor, size: Size) -> Image.Image:
 
 
 def _looked_at(path: Path) -> tuple[Size, str]:
-    picture, note = _opened(path)
+    picture, note = opened(path)
     return _big_enough(str(path), picture.size), note
 
 

@@ -83,7 +83,8 @@ class Run:
             self.began = self.saved = self.training.number
 
     def __iter__(self) -> Iterator[Step]:
-        (self.folder / DONE).unlink(missing_ok=True)
+        if not self.training.team.index:
+            (self.folder / DONE).unlink(missing_ok=True)
         if not self.training.number % self.watch.score_every:  # due at the start, or where a sitting broke off
             self._score_once()
         while self.training.number < self.training.settings.steps and not self.stopping:

@@ -212,6 +212,8 @@ class Training:
         told = [[float(loss is not None), loss or 0.0] for loss in losses]
         sums = torch.tensor(told, dtype=torch.float64, device=self.device)
         self.team.add([*(p.grad for p in self.parameters.values() if p.grad is not None), sums])
+        if not sums.isfinite().all():  # of whose pictures it was: nobody is left waiting for one that has gone
+            raise self._broken(self.number + 1, "")
         return [total if there else None for there, total in sums.tolist()]
 
     def _backward(self, number: int, chunk: int) -> tuple[float, float | None, float | None]:
@@ -230,7 +232,7 @@ class Training:
                 prior = self._losses(self.prior.at(number, chunk))[0].mean() * share
                 total = total + settings.prior * prior
             self.scaler.scale(total).backward(inputs=list(self.parameters.values()))  # type: ignore[no-untyped-call]
-            if not torch.isfinite(total):  # asked only now, because a GPU is waited for
+            if self.team.count == 1 and not torch.isfinite(total):  # asked only now, because a GPU is waited for
                 raise self._broken(number, self._where(items))
         return float(style.detach().mean()) * share, _float(preservation), _float(prior)
 

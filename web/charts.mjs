@@ -4,6 +4,7 @@ import { line, scale, svg, ticks } from "./panel.mjs";
 const LEFT = 38; // room for the numbers of the vertical axis
 const SMOOTH = 0.05; // share of the steps so far that the strong line averages over
 const FEWEST = 10; // steps that it averages over
+const LINES = 40; // spectra that are drawn at most
 
 /** Running mean over the steps before each step. */
 export function smoothed(curve, key) {
@@ -120,7 +121,8 @@ function brief(value) {
 export function spectrumChart(run, width) {
   const height = 84;
   const [top, bottom] = [8, 68];
-  const entries = [...run.sigmas].sort(([a], [b]) => a - b);
+  const every = Math.ceil(run.sigmas.size / LINES);
+  const entries = [...run.sigmas].sort(([a], [b]) => b - a).filter((_, i) => i % every === 0).reverse(); // the last is one of them
   const [step, now] = entries.at(-1);
   const high = Math.max(...entries.flatMap(([, values]) => values)) || 1;
   const x = scale([0, now.length], [LEFT, width - 6]);

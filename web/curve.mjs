@@ -121,7 +121,7 @@ export class CurveEditor {
     own("pointermove", (event) => this.hover(this.at(event)));
     own("pointerleave", () => this.hover(null));
     own("dblclick", (event) => this.dotOf(event.target) < 0 && this.addAt(this.at(event)));
-    own("keydown", (event) => this.key(event));
+    chart.addEventListener("keydown", (event) => this.key(event)); // keys that are not the chart's stay the page's
     own("contextmenu", (event) => {
       event.preventDefault();
       this.remove(this.dotOf(event.target));
@@ -181,6 +181,7 @@ export class CurveEditor {
     }[event.key];
     if (!act) return;
     event.preventDefault();
+    event.stopPropagation();
     act();
   }
 

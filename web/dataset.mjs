@@ -25,9 +25,14 @@ export function attach(node, app, api) {
   show();
   chain(node, "onExecuted", show);
   panel.live(() => {
-    const known = setTimeout(() => show(app.nodeOutputs?.[node.id])); // of a run before the graph was loaded again
+    const known = setTimeout(() => show(app.nodeOutputs?.[locator(node)])); // of a run before the graph was loaded again
     return () => clearTimeout(known);
   });
+}
+
+/** What ComfyUI's page calls a node by: inside a subgraph, that one's id comes first. */
+function locator({ graph, id }) {
+  return graph?.isRootGraph === false ? `${graph.id}:${id}` : id;
 }
 
 function drawn(data, api) {

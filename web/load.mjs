@@ -26,6 +26,7 @@ export function attach(node, app, api) {
   chain(panel.file, "callback", () => panel.soon());
   chain(node, "onConfigure", () => panel.soon());
   chain(node, "onConnectionsChange", () => panel.soon());
+  chain(node, "refreshComboInNode", () => panel.soon()); // key R: the list may hold the file now
   live(() => {
     panel.soon();
     return listen(api, "execution_success", () => panel.soon()); // a file may have been saved anew under its name

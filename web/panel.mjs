@@ -59,16 +59,27 @@ export function addPanel(node, name, label, css = "") {
   return { content, widget, live };
 }
 
+const ends = new Map(); // what ends something that was started -> the node that it was started for
+
 /** Call `start` when the node is put into a graph, and what it returned when the node is taken out. */
 function whileInGraph(node, start) {
   let stop;
-  chain(node, "onAdded", () => {
-    stop ??= start();
-  });
-  chain(node, "onRemoved", () => {
+  const end = () => {
     stop?.();
     stop = undefined;
+    ends.delete(end);
+  };
+  chain(node, "onAdded", () => {
+    for (const [other, its] of ends) if (isGone(its)) other();
+    stop ??= start();
+    ends.set(end, node);
   });
+  chain(node, "onRemoved", end);
+}
+
+/** Whether a node was in a subgraph that is no more: where a whole graph is replaced, ComfyUI tells its inner nodes nothing. */
+function isGone({ graph }) {
+  return graph?.isRootGraph === false && graph.rootGraph.subgraphs.get(graph.id) !== graph;
 }
 
 /** The node grows and shrinks with its panel; the new renderer sees to that itself. */

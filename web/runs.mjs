@@ -44,8 +44,20 @@ async function ask(app, api) {
     return;
   }
   const workflow = panels.size ? app.rootGraph.id : "";
+  const before = [...runs.values()];
   const answer = await post(api, "watch", { client_id: client, workflow });
-  for (const run of answer?.runs ?? []) receive(run, app, api);
+  if (!answer || workflow !== app.rootGraph.id) return;
+  for (const run of lost(before, answer.runs, workflow)) tell(run, app);
+  for (const run of answer.runs) receive(run, app, api);
+}
+
+/** Runs of a workflow that had not ended and that the server no longer knows, as they end: it was started anew. */
+export function lost(known, answered, workflow) {
+  const alive = new Set(answered.map(({ run }) => run));
+  const text = "The server was started anew in the middle of this run. Queue again: it goes on from its last state on disk.";
+  return known
+    .filter((run) => run.workflow === workflow && ["working", "learning"].includes(run.stage) && !alive.has(run.run))
+    .map((run) => ({ ...run, text, stage: "failed", learning: false }));
 }
 
 /** POST to one of the pack's routes; null where it finds nothing or nobody answers. */
@@ -64,15 +76,16 @@ export async function post(api, route, body) {
 
 function receive(message, app, api) {
   if (message.workflow !== app.rootGraph.id) return;
-  const node = nodeAt(app.rootGraph, message.node);
-  if (!panels.has(node)) return;
+  if (!panels.has(nodeAt(app.rootGraph, message.node))) return;
   const run = joined(runs.get(message.node), message);
-  if (!run) {
-    askSoon(app, api); // something in between was missed
-    return;
-  }
-  runs.set(message.node, run);
-  panels.get(node)(run);
+  if (run) tell(run, app);
+  else askSoon(app, api); // something in between was missed
+}
+
+/** Keep a run as it stands, and show it on its node. */
+function tell(run, app) {
+  runs.set(run.node, run);
+  panels.get(nodeAt(app.rootGraph, run.node))?.(run);
 }
 
 /** The node at an execution id: "7", or "5:7" for the node 7 inside the subgraph node 5. */
@@ -96,6 +109,12 @@ export function joined(known, message) {
   for (const [step, value] of message.held_out) base.held.set(step, value);
   for (const step of message.pictures) base.films.add(step);
   for (const [step, values] of message.spectra) base.sigmas.set(step, values);
-  const curve = base.curve.length > MOST ? base.curve.filter((_, i) => i % 2) : base.curve;
+  const curve = base.curve.length > MOST ? halved(base.curve) : base.curve;
   return { ...base, ...message, curve };
+}
+
+/** Every second point, with the distance of the one before where it has none: that is not taken at every step. */
+function halved(curve) {
+  const thinned = (point, i) => ({ ...point, preservation: point.preservation ?? curve[i - 1].preservation });
+  return curve.flatMap((point, i) => (i % 2 ? [thinned(point, i)] : []));
 }

@@ -7,6 +7,7 @@ from comfy_page import ComfyPage
 from PIL import Image
 from playwright.sync_api import expect
 
+from demo.workflow import node
 from devkit import ROOT
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
@@ -36,3 +37,18 @@ def test_the_panel_shows_every_picture_with_its_caption_the_buckets_and_what_is_
     assert wide["width"] < square["width"] / 8
     page.screenshot("dataset")
     page.server.post("/interrupt", {})
+
+
+def test_inside_a_subgraph_it_is_there_again_after_a_step_back_and_forth(page: ComfyPage) -> None:
+    data = node("TriLoRADataset", folder="demo: stained_glass", trigger="zorvex", resolution=64, bucket_step=0)
+    page.load({"1": data, "2": node("PreviewAny", source=["1", 0])})
+    group = page.run("() => app.graph.convertToSubgraph(new Set([app.graph.getNodeById(1)])).node.id")
+    page.run("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+    page.server.wait(page.queue(), 120)
+    inside = "(id) => app.canvas.setGraph(app.rootGraph.getNodeById(id).subgraph)"
+    page.run(inside, group)
+    expect(page.panel("Pictures")).to_contain_text("32 pictures")
+    for step in ("undo", "redo"):
+        page.run("(step) => app.extensionManager.workflow.activeWorkflow.changeTracker[step]()", step)
+    page.run(inside, group)
+    expect(page.panel("Pictures")).to_contain_text("32 pictures")

@@ -99,7 +99,7 @@ def test_a_chosen_file_shows_its_words_and_a_click_copies_them(panel: Panel, con
     panel.page.screenshot("load_classic")
 
 
-def test_what_can_not_be_told_is_told_in_words(panel: Panel) -> None:
+def test_what_can_not_be_told_is_told_in_words_and_key_r_looks_again(panel: Panel, loras: Path) -> None:
     panel.choose("bare")
     panel.says("rank 8", "base unknown", "No trigger word is in the file.", "The file says nothing of its training.")
     panel.choose("broken")
@@ -108,6 +108,9 @@ def test_what_can_not_be_told_is_told_in_words(panel: Panel) -> None:
     panel.says("It holds LoHa", "ComfyUI's own Load LoRA")
     panel.choose("gone")
     panel.says("said/gone.safetensors is not in a loras folder")
+    save_file(TENSORS, loras / "gone.safetensors", SAID["ours"])
+    panel.page.run("() => app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")  # key R
+    panel.says("zorvex", "rank 8")
 
 
 def test_a_file_that_a_run_has_written_anew_is_read_anew(panel: Panel, loras: Path) -> None:
@@ -115,6 +118,21 @@ def test_a_file_that_a_run_has_written_anew_is_read_anew(panel: Panel, loras: Pa
     save_file(TENSORS, loras / "kohya.safetensors", {"modelspec.trigger_phrase": "brandnew"})
     panel.page.server.wait(panel.page.queue(), 120)
     panel.says("brandnew")
+
+
+def test_a_panel_inside_a_subgraph_ends_with_its_graph(panel: Panel) -> None:
+    """Each step back and forth makes a new graph; after a run, the panels of the old ones ask for nothing."""
+    page, asked = panel.page, []
+    page.run("(id) => app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))", LOAD)
+    page.run("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+    for step in ("undo", "redo", "undo", "redo"):
+        page.run("(step) => app.extensionManager.workflow.activeWorkflow.changeTracker[step]()", step)
+    page.page.wait_for_timeout(500)
+    page.page.on("request", lambda request: asked.append(request.url) if "/trilora/lora?" in request.url else None)
+    page.server.wait(page.queue(), 120)
+    page.until(lambda: asked, "that the file is read anew")
+    page.page.wait_for_timeout(300)
+    assert len(asked) == 1
 
 
 def test_the_new_renderer_shows_it_too_and_after_a_reload_again(

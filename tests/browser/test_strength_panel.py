@@ -230,6 +230,8 @@ def test_points_are_moved_added_and_removed_by_mouse_and_keys(panel: Panel) -> N
     with panel.dragged(0, 0, -0.16 * box["height"]):
         pass
     assert panel.curve["points"][0] == [0, 0.5]  # near gain 1 it is exactly that
+    with panel.page.page.expect_request("**/prompt"):
+        keys.press("Control+Enter")  # the page's own keys still work
 
 
 @pytest.mark.parametrize(("renderer", "theme"), LOOKS)

@@ -1,13 +1,13 @@
 """The live panel of Train TriLoRA, in ComfyUI's page."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comfy_page import ComfyPage, drawn_in
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from demo.workflow import TRIGGER, node
 from devkit.server import Server
@@ -79,6 +79,40 @@ def curve_of(panel: Locator) -> str:
 
 def stop(panel: Locator) -> Any:
     return panel.get_by_role("button", name="Stop and keep")
+
+
+TOLD = """async ([steps, every]) => {
+    const { joined } = await import("/extensions/TriLoRA/runs.mjs");
+    let run;
+    for (let after = 0; after < steps; after = run.step) {
+        const some = [1, 2, 3].map((i) => after + i).filter((step) => step <= steps);
+        run = joined(run, {
+            run: "a", after, step: some.at(-1), steps: some, loss: some.map(() => 1),
+            preservation: some.map((step) => ((step - 1) % every ? null : 0.5)),
+            held_out: [], pictures: [], spectra: [],
+        });
+    }
+    return run.curve;
+}"""
+SPECTRA = """async ([scores, rank]) => {
+    const { spectrumChart } = await import("/extensions/TriLoRA/charts.mjs");
+    const values = (step) => Array.from({ length: rank }, (_, i) => step / (i + 1));
+    const sigmas = new Map(Array.from({ length: scores }, (_, i) => [50 * (i + 1), values(50 * (i + 1))]));
+    const chart = spectrumChart({ sigmas }, 300);
+    return [chart.querySelectorAll("rect").length, chart.querySelectorAll("path").length, chart.ariaLabel];
+}"""
+LOST = """async ([known, answered, workflow]) => {
+    const { lost } = await import("/extensions/TriLoRA/runs.mjs");
+    return lost(known, answered, workflow);
+}"""
+
+
+@pytest.fixture
+def script(context: BrowserContext, comfy_server: Server) -> Iterator[Page]:
+    """A tab without the front end, for what the panel's modules work out by themselves."""
+    with context.new_page() as page:
+        page.goto(f"{comfy_server.url}/system_stats")
+        yield page
 
 
 @pytest.fixture(autouse=True)
@@ -203,3 +237,31 @@ def test_the_panel_is_there_in_the_new_renderer_and_on_the_light_theme(
         inside = panel.evaluate("(panel) => panel.scrollWidth <= panel.clientWidth + 1 && panel.clientHeight > 200")
         assert inside, "the panel is as wide as the node, and as high as what it shows"
         page.screenshot("train-new-renderer-light")
+
+
+def test_a_run_that_the_server_no_longer_knows_is_over(script: Page) -> None:
+    def run(name: str, stage: str, workflow: str = "shown") -> dict[str, Any]:
+        return {"run": name, "stage": stage, "workflow": workflow, "learning": stage == "learning", "step": 7}
+
+    going, encoding, done = run("a", "learning"), run("b", "working"), run("c", "ended")
+    known = [going, encoding, done, run("d", "learning", "another")]
+    assert script.evaluate(LOST, [known, [going, encoding, done], "shown"]) == []
+    over = script.evaluate(LOST, [known, [done], "shown"])
+    assert [each["run"] for each in over] == ["a", "b"]
+    assert all(each["stage"] == "failed" and not each["learning"] and each["step"] == 7 for each in over)
+    assert "started anew" in over[0]["text"]
+
+
+def test_a_long_curve_keeps_the_distance_that_is_taken_at_every_other_step(script: Page) -> None:
+    for steps in (8001, 8002, 17000):
+        curve = script.evaluate(TOLD, [steps, 2])
+        assert len(curve) < 8001
+        assert sum(point["preservation"] is not None for point in curve) >= len(curve) / 2
+
+
+def test_a_run_of_many_scores_and_ranks_still_draws_its_spectrum(script: Page) -> None:
+    bars, lines, label = script.evaluate(SPECTRA, [1000, 256])
+    assert (bars, lines <= 40) == (256, True)
+    assert "at step 50000" in label
+    assert script.evaluate(SPECTRA, [1, 4])[:2] == [4, 0]
+    assert script.evaluate(SPECTRA, [3, 1])[:2] == [1, 2]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from identical import same
 from PIL import Image
-from shipped import BASE, few_pictures
+from shipped import BASE, STYLE, few_pictures
 from strategies import randn
 
 from devkit import ROOT
@@ -58,10 +58,29 @@ def test_help_says_what_each_setting_means(trilora: Callable, capfd: Any) -> Non
         (["train"], 1, "No base was given: use --base"),
         (["train", "--base", "nowhere", "--pictures", "nowhere"], 1, "nowhere is neither a folder"),
         (["train", "--base", BASE, "--pictures", "p", "--rank", "0"], 1, "rank is 0, but has to be at least 1"),
+        (
+            ["train", "--base", BASE, "--pictures", "p", "--score-every", "0"],
+            1,
+            "watch.score_every is 0, but has to be",
+        ),
+        (
+            ["train", "--base", BASE, "--pictures", "p", "--checkpoints", "0"],
+            1,
+            "watch.checkpoints is 0, but has to be",
+        ),
+        (["train", "--base", BASE, "--pictures", "p", "--resolution", "0"], 1, "data.resolution is 0, but has to be"),
+        (["train", "--base", BASE, "--pictures", "p", "--preview-steps", "-1"], 1, "preview.steps is -1, but has to"),
         (["train", "--config", "nowhere.toml"], 1, "nowhere.toml can't be read"),
+        (["train", "--base", BASE, "--pictures", "p", "--output-dtype", "fp16"], 1, "output_dtype is 'fp16', but has"),
         (["info", "nowhere.safetensors"], 1, "nowhere.safetensors does not exist"),
         (["resize", "nowhere.safetensors", "--rank", "2", "-o", "x.safetensors"], 1, "does not exist"),
         (["sample", "--base", BASE], 1, "There is nothing to paint"),
+        (["sample", "--base", BASE, "--prompt", "a", "--steps", "0"], 1, "0 steps paint nothing"),
+        (["resize", "nowhere.safetensors", "--megabytes", "nan", "-o", "x.safetensors"], 1, "nan MB is no size"),
+        (["merge", "nowhere.safetensors", "--weights", "inf", "-o", "x.safetensors"], 1, "are not all numbers"),
+        (["sample", "--base", BASE, "--prompt", "a", "--device", "gpu"], 1, "The device 'gpu' can't be used"),
+        (["train", "--base", BASE, "--pictures", "p", "--device", "cuda:99"], 1, "The device 'cuda:99' can't be used"),
+        (["evaluate", STYLE, STYLE, "--demo", "--device", "gpu"], 1, "The device 'gpu' can't be used"),
         (["sample", "--base", BASE, "--prompt", "a", "--adapter", "a", "--strength", "1", "2"], 1, "2 strengths"),
     ],
 )
@@ -80,6 +99,14 @@ def test_a_wrong_flag_is_code_2(trilora: Callable) -> None:
     assert stopped.value.code == 2
 
 
+@pytest.mark.parametrize("size", ["4x4", "0x64", "512", "ax64"])
+def test_a_size_that_no_picture_has_is_told_with_one_that_is(trilora: Callable, capfd: Any, size: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        trilora("sample", "--base", BASE, "--prompt", "a", "--size", size)
+    assert stopped.value.code == 2
+    assert f"'{size}' is no width x height of 16 pixels or more, such as 512x768" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -94,6 +121,15 @@ def test_a_config_that_can_not_be_is_told(trilora: Callable, tmp_path: Path, tex
     said = trilora("train", "--config", tmp_path / "a.toml")
     assert said.code == 1
     assert told in said.err
+
+
+def test_text_files_may_begin_with_the_mark_that_windows_puts_there(tmp_path: Path) -> None:
+    from trilora.headless import options, running, sample
+
+    file = tmp_path / "said.txt"
+    file.write_text("training = 'a red house'\n", encoding="utf-8-sig")
+    assert options.read_file(file) == {"training": "a red house"}
+    assert sample._lines(str(file)) == running._lines(str(file)) == ["training = 'a red house'"]
 
 
 def test_info_loads_neither_diffusers_nor_transformers(tmp_path: Path) -> None:
@@ -176,6 +212,15 @@ def test_sample_paints_each_prompt_at_each_seed_and_an_adapter_acts(trilora: Cal
     assert not set(bytes_of["adapted"]) & set(bytes_of["bare"])
 
 
+@pytest.mark.parametrize("count", [1, 1000, 1001])
+def test_any_number_of_prompts_lie_in_their_order_by_the_names_of_their_pictures(count: int) -> None:
+    from trilora.headless.sample import _named
+
+    names = [_named(number, 30, count) for number in range(count)]
+    assert names == sorted(names)
+    assert names[0] == ("000_seed30.png" if count < 1001 else "0000_seed30.png")
+
+
 @pytest.mark.slow
 def test_the_toml_in_a_file_makes_the_same_bits_again(trilora: Callable, train_words: Callable, tmp_path: Path) -> None:
     """With a log, previews and held-out pictures; flags won over a first TOML; a run is gone on with from its state."""
@@ -234,6 +279,14 @@ def test_a_run_that_is_interrupted_keeps_its_work_and_goes_on_to_the_same_bits(
     assert "going on from step" in said.out
     assert trilora(*train_words(**same_words, runs=tmp_path / "whole", output=tmp_path / "whole.safetensors")).code == 0
     assert same(files.load(tmp_path / "out.safetensors"), files.load(tmp_path / "whole.safetensors"))
+
+
+@pytest.mark.parametrize("wrong", [{"start_from": "nowhere.safetensors"}, {"blocks": "99"}, {"preserve_captions": "x"}])
+def test_what_can_not_be_trained_is_told_before_pictures_are_encoded(
+    trilora: Callable, train_words: Callable, tmp_path: Path, wrong: dict[str, str]
+) -> None:
+    assert trilora(*train_words(pictures=few_pictures(tmp_path / "pictures", 1), **wrong)).code == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_training_goes_on_from_an_adapter_with_all_its_layers(

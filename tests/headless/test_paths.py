@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from trilora.headless.naming import renamed
-from trilora.headless.paths import diffusers_path, dotted, names_of, stability
+from trilora.files import Adapter
+from trilora.headless.naming import in_kohya, renamed
+from trilora.headless.paths import diffusers_path, dotted, kohya, names_of, stability
 
 CONFIGS = {  # ComfyUI's words for the two UNets
     "SD1.5": {
@@ -46,6 +47,16 @@ def test_every_layer_has_the_path_that_comfyui_gives_it_and_back(comfy: Any, nam
 
 
 @pytest.mark.comfy
+@pytest.mark.parametrize("name", ["SD1.5", "SDXL"])
+def test_an_adapter_of_every_layer_is_written_as_comfyui_names_them_and_back(comfy: Any, name: str) -> None:
+    known = {ours: theirs for ours, theirs in table(CONFIGS[name]).items() if "class_embedding" not in ours}
+    ours = Adapter({kohya(path): None for path in known})
+    theirs = renamed(ours, "comfyui", DEPTH)
+    assert list(theirs.layers) == [f"diffusion_model.{path}" for path in known.values()]
+    assert list(renamed(theirs, "kohya", DEPTH).layers) == list(ours.layers)
+
+
+@pytest.mark.comfy
 def test_a_unet_knows_its_layers_by_every_name_that_comfyui_knows(comfy: Any, pipe: Any, run_node: Any) -> None:
     import comfy.lora
 
@@ -62,8 +73,6 @@ def test_a_unet_knows_its_layers_by_every_name_that_comfyui_knows(comfy: Any, pi
 
 
 def test_a_text_encoders_layers_are_renamed_too() -> None:
-    from trilora.files import Adapter
-
     path = "text_model_encoder_layers_0_self_attn_q_proj"
     whole = "text_model.encoder.layers.0.self_attn.q_proj"
     sd = Adapter({f"lora_te_{path}": None})
@@ -72,3 +81,15 @@ def test_a_text_encoders_layers_are_renamed_too() -> None:
     xl = Adapter({f"lora_te1_{path}": None, f"lora_te2_{path}": None})
     assert list(renamed(xl, "diffusers").layers) == [f"text_encoder.{whole}", f"text_encoder_2.{whole}"]
     assert list(renamed(renamed(xl, "diffusers"), "kohya").layers) == list(xl.layers)
+
+
+def test_a_text_encoders_layer_has_one_name_in_a_merge_whatever_files_call_it() -> None:
+    """Else two of them come into the file, and whoever loads it takes one of the two."""
+    path = "text_model_encoder_layers_0_self_attn_q_proj"
+    names = [f"lora_te_{path}", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"]
+    sd = [Adapter({name: None}) for name in names]
+    assert set(map(in_kohya(sd), names)) == {f"lora_te_{path}"}
+    xl = [*sd, Adapter({f"lora_te2_{path}": None})]
+    assert set(map(in_kohya(xl), names)) == {f"lora_te1_{path}"}
+    only_the_first = Adapter({f"lora_te1_{path}": None})
+    assert list(renamed(only_the_first, "kohya").layers) == [f"lora_te1_{path}"]

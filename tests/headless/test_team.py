@@ -13,9 +13,11 @@ from shipped import few_pictures
 from strategies import CONDITION, LATENT, Toy, randn
 
 from devkit import ROOT
+from devkit.server import free_port
 from trilora import files
 from trilora.attach import attached
 from trilora.draws import Draws
+from trilora.errors import TrainingError
 from trilora.factors import delta
 from trilora.headless.team import by_dtype
 from trilora.objective import Example
@@ -78,6 +80,19 @@ def test_the_gradients_and_losses_of_the_shares_add_to_those_of_one() -> None:
     assert not none
 
 
+def test_a_loss_that_is_no_number_ends_all_processes_at_once() -> None:
+    """Whoever comes to it tells the others first; one that went silently would leave them waiting."""
+    toy, settings = Toy(), Settings(steps=1, rank=2)
+    broken = [(Example(randn(0, *LATENT) * torch.nan, randn(1, CONDITION)),)]
+    layers, member = create_layers(linear_layers(toy.net), settings), Member(0, 2)
+    with attached(toy.net, layers) as switch:
+        training = Training(toy, layers, switch, broken, settings, team=member)
+        with pytest.raises(TrainingError, match="no longer a number at step 1 .learning rate"):
+            training.step()
+    assert len(member.sums) == 1
+    assert training.number == 0
+
+
 @pytest.mark.parametrize("dtypes", list(permutations([torch.float32, torch.float64, torch.bfloat16])))
 def test_what_a_process_sends_first_does_not_depend_on_the_process(dtypes: tuple[torch.dtype, ...]) -> None:
     tensors = [torch.zeros(1, dtype=dtype) for dtype in dtypes * 2]
@@ -91,6 +106,34 @@ def launched(words: list[str], processes: int) -> None:
     command = [sys.executable, *launch, "-m", "trilora", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_process_waits_for_days_while_the_first_encodes() -> None:
+    """Torch's own patience ends after 10 minutes (NCCL) or 30 (gloo), in the midst of a large data set."""
+    code = (
+        "import torch; from trilora.headless.team import Processes; Processes('cpu'); "
+        "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu')); "
+        "print(group.options._timeout.total_seconds())"
+    )
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    environment = {**os.environ, **alone}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 24 * 3600
 
 
 @pytest.mark.slow

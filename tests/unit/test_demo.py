@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from demo.card import write_card
 from demo.workflow import PROMPTS, STRENGTHS, STYLE, build
 from demo.world import SceneSpec, caption, held_out_triples
 from devkit import ROOT
@@ -20,6 +21,12 @@ def test_its_prompts_show_what_neither_base_nor_style_ever_showed() -> None:
     shown = {file.read_text().strip() for file in (ROOT / "demo" / "styles").rglob("*.txt")}
     assert shown
     assert not set(PROMPTS) & shown
+
+
+def test_the_base_can_be_measured_where_it_was_not_trained(tmp_path: Path) -> None:
+    """The card tells of its training too, so there it stays as it is."""
+    write_card(tmp_path / "work", tmp_path, {"pictures": 2, "all": 0.5}, 25, 4.0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_its_style_is_shipped() -> None:

@@ -1,8 +1,11 @@
 """Blind studies: fair orders, nothing that tells, and a count that is right."""
 
+import base64
+import io
 import json
 import math
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -64,6 +67,16 @@ def test_the_page_names_no_method_and_no_file(tmp_path: Path) -> None:
     assert not [word for word in ("zorvexlora", "tridelta", "fox", "made with", str(tmp_path)) if word in text]
     assert text.count("</script>") == 1
     assert text.count("data:image/png;base64,") == 2
+
+
+def test_the_page_shows_a_picture_of_16_bits_as_it_is(tmp_path: Path) -> None:
+    """Pillow alone makes white of whatever is not almost black in it."""
+    (tmp_path / "a").mkdir()
+    Image.new("I;16", (20, 20), 65535 // 4).save(tmp_path / "a" / "p.png")
+    pictures = pair({"a": tmp_path / "a", "b": folder(tmp_path, "b", ["p"])})
+    shown = re.findall(r"base64,([\w+/=]+)", page(key(["p"], ("a", "b")), pictures, 768))
+    colours = {Image.open(io.BytesIO(base64.b64decode(each))).getpixel((5, 5)) for each in shown}
+    assert colours == {(64, 64, 64), (255, 0, 0)}
 
 
 def test_pictures_without_their_like_are_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from unit.toy_run import EVERYTHING, make, pictures
 from trilora import checkpoint, disk
 from trilora.errors import FileError, TrainingError
 from trilora.objective import score
-from trilora.run import LEVELS, Watch, difference, fixed_noise, folder_of, identity, moved
+from trilora.run import DONE, LEVELS, Watch, difference, fixed_noise, folder_of, identity, moved
 
 RESTLESS = {"steps": 60, "learning_rate": 0.2, "schedule": "constant", "warmup": 0, "average": 0.0}
 RESTLESS |= {"rank_dropout": 0.0, "layer_dropout": 0.0}
@@ -145,6 +146,16 @@ def test_a_finished_run_is_not_made_again(tmp_path):
     with contextlib.closing(context.gen):
         assert list(run) == []
         assert same_bits(all_bits(run), want)
+
+
+def test_a_later_process_of_a_team_leaves_the_mark_of_a_finished_run(tmp_path):
+    """The first one has set it by then, and does not set it again."""
+    whole(tmp_path)
+    run, context = make(tmp_path)
+    run.training.team = SimpleNamespace(index=1, count=2)
+    with contextlib.closing(context.gen):
+        assert list(run) == []
+    assert (tmp_path / DONE).exists()
 
 
 def test_of_finished_runs_the_last_few_states_are_kept_and_of_unfinished_ones_every_one(tmp_path):

@@ -14,6 +14,7 @@ from ..errors import DataError
 from ..metrics import extractors
 from ..metrics.evaluation import evaluate
 from ..pictures import Picture, read_folder
+from . import device as devices
 
 HELP = """measure pictures: FID and NFID against real ones, CLIP score against their prompts
 
@@ -43,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--demo", type=Path, metavar="FOLDER", nargs="?", const=JUDGE,
         help="the extractor of the demo world; it knows that world's words alone",
     )  # fmt: skip
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--device", help="such as cuda:1 or cpu; the GPU where there is one")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -65,11 +66,12 @@ def run(options: argparse.Namespace) -> None:
 
 def extractor(options: argparse.Namespace) -> extractors.Network:
     """The network that the options name."""
+    device = devices.chosen(options.device)
     if options.clip:
-        return extractors.clip(options.clip, options.device)
+        return extractors.clip(options.clip, device)
     if options.inception:
-        return extractors.inception(options.inception, options.device)
-    return extractors.demo(options.demo, options.device)
+        return extractors.inception(options.inception, device)
+    return extractors.demo(options.demo, device)
 
 
 def captions(pictures: Sequence[Picture]) -> list[str]:

@@ -1,6 +1,7 @@
 """Flags that several verbs share: how much of an adapter is kept, and writing it."""
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def rule_of(options: argparse.Namespace) -> Rule:
             raise TriLoRAError(f"The rank {options.rank} keeps nothing. Give 1 or more.")
         return partial(at_rank, rank=options.rank)
     if options.megabytes is not None:
+        if not 0 < options.megabytes < math.inf:
+            raise TriLoRAError(f"{options.megabytes:g} MB is no size of a file. Give a number above 0.")
         return partial(at_size, size=int(options.megabytes * 1e6), dtype=DTYPES[options.dtype])
     return partial(at_energy, share=share_of(options))
 

@@ -1,9 +1,11 @@
 """One adapter of several."""
 
 import argparse
+import math
 from pathlib import Path
 
 from .. import combine, files
+from ..errors import TriLoRAError
 from . import keeping
 from .naming import in_kohya
 
@@ -26,6 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     rule = keeping.rule_of(options)
+    if not all(map(math.isfinite, options.weights)):
+        raise TriLoRAError(f"The weights {options.weights} are not all numbers. Give a finite one for each file.")
     adapters = [files.load(Path(file)) for file in options.files]
     weights = options.weights * len(adapters) if len(options.weights) == 1 else options.weights
-    keeping.write(*combine.merge(adapters, weights, rule, in_kohya), options)
+    keeping.write(*combine.merge(adapters, weights, rule, in_kohya(adapters)), options)

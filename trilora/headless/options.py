@@ -79,7 +79,7 @@ def read_file(path: Path) -> Values:
         TriLoRAError: it can't be read, or is none.
     """
     try:
-        return read_toml(path.read_text(encoding="utf-8"), str(path))
+        return read_toml(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise TriLoRAError(f"{path} can't be read: {error}. Give the path of a TOML file.") from None
 

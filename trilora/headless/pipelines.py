@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 
 from ..errors import FileError
 from ..files import DTYPES
+from . import device as devices
 
 INDEX = "model_index.json"
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -36,14 +37,15 @@ def load_pipeline(
 
     Raises:
         FileError: neither of the two, damaged, of another kind, or without its configuration.
+        TriLoRAError: a device that is not there.
     """
-    path = Path(path)
+    path, place = Path(path), devices.chosen(device)
     with _quietly():
         pipe = _loaded(path, dtype, Path(config) if config else None)
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if module := getattr(pipe, name, None):
             module.requires_grad_(False).eval()
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(place)
 
 
 def _loaded(path: Path, dtype: str, config: Path | None) -> Any:

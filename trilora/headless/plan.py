@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..dataset import Dataset
 from ..errors import TriLoRAError
+from ..files import DTYPES
 from ..film import Preview
 from ..pictures import read_folder
 from ..run import Watch
@@ -12,6 +13,11 @@ from ..settings import Settings
 from .options import Values, build
 
 PREFIXES = {"preview": "preview-"}  # tables whose flags would else be those of another
+LEAST = {  # what a widget of the nodes would not let through; `Settings` looks after its own
+    "data": {"resolution": 16, "bucket_step": 0, "repeats": 1, "tag_orders": 1, "kept_tags": 0},
+    "watch": {"score_every": 1, "patience": 0, "checkpoint_every": 0, "checkpoints": 1},
+    "preview": {"every": 0, "steps": 1},
+}
 PRESERVE = 0.3  # where there is a trigger word and nothing else was said
 
 
@@ -118,6 +124,13 @@ def plan_of(values: Values) -> Plan:
     for what, value in (("base", plan.base), ("pictures", plan.data.pictures)):
         if not value:
             raise TriLoRAError(f"No {what} was given: use --{what}, or a TOML file that names it.")
+    for what, value in (("dtype", plan.dtype), ("output_dtype", plan.output_dtype)):
+        if value not in DTYPES:
+            raise TriLoRAError(f"The setting {what} is {value!r}, but has to be one of {', '.join(DTYPES)}.")
     if not plan.output.endswith(".safetensors"):
         raise TriLoRAError(f"The output {plan.output!r} has to end in .safetensors.")
+    for table, numbers in LEAST.items():
+        for name, least in numbers.items():
+            if (number := getattr(getattr(plan, table), name)) < least:
+                raise TriLoRAError(f"The setting {table}.{name} is {number}, but has to be at least {least}.")
     return plan

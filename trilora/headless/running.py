@@ -87,8 +87,12 @@ def run_training(plan: Plan) -> Outcome:
     progress = Progress(plan.training.steps, shown=not team.index, folder=plan.log_dir)
     pipe = load_pipeline(plan.base, plan.dtype, device or None, plan.base_config or None)
     denoiser = DiffusersDenoiser(pipe, plan.training.precision)
-    sets = _sets(plan)
-    cache = Cache(plan.root / "encoded")
+    sets, captions = _sets(plan), _lines(plan.preserve_captions)
+    begun = files.load(Path(plan.start_from)) if plan.start_from else None
+    start, carried = _start(pipe, begun)
+    modules = {path: pipe.unet.get_submodule(path) for path in start}
+    modules = modules or select(pipe.unet, plan.training.targets, plan.training.blocks)
+    cache = Cache(plan.root / "encoded")  # the slow part: what can't be is told by now
     with first():
         both = {
             name: encode(
@@ -96,14 +100,10 @@ def run_training(plan: Plan) -> Outcome:
             )
             for name, data in sets.items()
         }
-        plain = [denoiser.read(line) for line in _lines(plan.preserve_captions)]
+        plain = [denoiser.read(line) for line in captions]
     encoded = {name: each for name, (_, each) in both.items()}
     told = partial(_told, denoiser)
     data = {name: session.preserving(pictures, plain, told) for name, (pictures, _) in both.items()}
-    begun = files.load(Path(plan.start_from)) if plan.start_from else None
-    start, carried = _start(pipe, begun)
-    modules = {path: pipe.unet.get_submodule(path) for path in start}
-    modules = modules or select(pipe.unet, plan.training.targets, plan.training.blocks)
     layers = _layers(pipe, modules, plan.training, start)
     with ExitStack() as stack:
         if plan.checkpointing:
@@ -173,7 +173,7 @@ def _lines(file: str) -> list[str]:
     if not file:
         return []
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TriLoRAError(f"The captions in {file} can't be read: {error}.") from None
     return [line.strip() for line in lines if line.strip()]

@@ -6,6 +6,7 @@ from pathlib import Path
 from .. import files
 from ..disk import write
 from ..errors import TriLoRAError
+from ..pictures import SMALLEST
 
 HELP = """paint pictures with a base and any number of adapters
 
@@ -38,6 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     prompts = [*options.prompt, *(_lines(options.prompts) if options.prompts else [])]
+    if options.steps < 1:
+        raise TriLoRAError(f"{options.steps} steps paint nothing. Give --steps 1 or more.")
     if not prompts:
         raise TriLoRAError("There is nothing to paint. Give --prompt, or --prompts with a file.")
     strengths = options.strength * len(options.adapter) if len(options.strength) == 1 else options.strength
@@ -59,17 +62,24 @@ def run(options: argparse.Namespace) -> None:
     with worn(pipe, list(zip(adapters, strengths, strict=True))), tqdm(places, unit="picture") as bar:
         for number, prompt, seed in bar:
             picture = picture_of(paint(pipe, prompt, seed, *how))
-            write(Path(options.output) / f"{number:03}_seed{seed}.png", png(picture))
+            write(Path(options.output) / _named(number, seed, len(prompts)), png(picture))
     print(f"{len(places)} pictures in {options.output}")
+
+
+def _named(number: int, seed: int, count: int) -> str:
+    """A picture's file; `count` prompts lie in their own order by name, because `evaluate --prompts` goes by that."""
+    return f"{number:0{max(3, len(str(count - 1)))}}_seed{seed}.png"
 
 
 def _lines(file: str) -> list[str]:
     try:
-        return [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise TriLoRAError(f"The prompts in {file} can't be read: {error}.") from None
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, height = text.lower().split("x")
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= SMALLEST):
+        raise argparse.ArgumentTypeError(f"{text!r} is no width x height of {SMALLEST} pixels or more, such as 512x768")
     return int(width), int(height)

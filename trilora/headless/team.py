@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -10,14 +11,17 @@ from torch import Tensor
 
 from ..team import Alone, Team
 
+PATIENCE = timedelta(days=7)  # others wait while the first encodes; torch gives up after 10 minutes (NCCL) or 30 (gloo)
+
 
 class Processes:
     """`trilora.team.Team` by Hugging Face Accelerate."""
 
     def __init__(self, device: str = "") -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
 
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        waiting = InitProcessGroupKwargs(timeout=PATIENCE)
+        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[waiting])
         self.index, self.count = self.accelerator.process_index, self.accelerator.num_processes
 
     def add(self, tensors: Sequence[Tensor]) -> None:

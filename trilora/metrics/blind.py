@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..captions import beside
 from ..errors import DataError
-from ..pictures import FAULTS, flat, picture_files
+from ..pictures import flat, opened, picture_files
 
 TEMPLATE = Path(__file__).with_name("blind.html")
 PLACE = "/*STUDY*/null"  # where the template takes its study
@@ -122,11 +122,7 @@ def _named(folder: Path) -> dict[str, Path]:
 
 def _inside(file: Path, longest: int) -> str:
     """A picture as a data URI: PNG without a word of where it is from."""
-    try:
-        with Image.open(file) as opened:
-            picture = flat(ImageOps.exif_transpose(opened).convert("RGBA")).copy()
-    except FAULTS as error:
-        raise DataError(f"{file} can't be read as a picture ({error}). Save it again as PNG.") from error
+    picture = flat(opened(file)[0])
     picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     clean, store = Image.new("RGB", picture.size), io.BytesIO()
     clean.paste(picture)
