@@ -1,5 +1,6 @@
 """TriLoRA Dataset: pictures with captions, from a folder or from other nodes."""
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -30,14 +31,18 @@ def folders() -> list[str]:
 def folder_named(name: str) -> Path:
     """The folder behind an entry of the list; it may not lie outside its root."""
     root = STYLES if name.startswith(DEMO) else Path(folder_paths.get_input_directory())
-    path = (root / name.removeprefix(DEMO)).resolve()
-    if not path.is_relative_to(root.resolve()):
+    root = Path(os.path.abspath(root))  # not resolved: a linked folder below it is the user's own wish
+    path = Path(os.path.abspath(root / name.removeprefix(DEMO)))
+    if not path.is_relative_to(root):
         raise DataError(f"The folder {name!r} does not lie under {root}. Choose one from the list.")
     return path
 
 
 def _holds_pictures(path: Path) -> bool:
-    return path.is_dir() and next(picture_files(path), None) is not None
+    try:
+        return path.is_dir() and next(picture_files(path), None) is not None
+    except OSError:  # not ours to read: lost+found, say
+        return False
 
 
 class TriLoRADatasetNode(io.ComfyNode):
@@ -123,8 +128,8 @@ class TriLoRADatasetNode(io.ComfyNode):
         if latents:
             pictures = connected_latents(latents, conditioning or [])
         elif images:
-            lines = [line for text in captions or [] for line in text.splitlines()]
-            pictures = from_tensors([picture for batch in images for picture in batch], lines, alpha)
+            singles = [picture for batch in images for picture in batch]
+            pictures = from_tensors(singles, connected_captions(captions or [], len(singles)), alpha)
         else:
             pictures = read_folder(folder_named(folder[0]), *reading)
         if masks:
@@ -180,6 +185,13 @@ def rare_inputs() -> list:
             "so that only the thing itself is learned.",
         ),
     ]  # fmt: skip
+
+
+def connected_captions(texts: list[str], pictures: int) -> list[str]:
+    """As many texts as pictures are a caption each, empty ones and those of several lines too; else a line is one."""
+    if len(texts) == pictures:
+        return [" ".join(text.split()) for text in texts]
+    return [line for text in texts for line in text.splitlines()]
 
 
 def connected_latents(latents: list, conditioning: list) -> tuple[Picture, ...]:

@@ -143,6 +143,8 @@ class TriLoRAEvaluate(io.ComfyNode):
     @classmethod
     def execute(cls, generated, real, extractor, prompts=(), base=None) -> io.NodeOutput:
         lines = [line.strip() for text in prompts for line in text.splitlines() if line.strip()]
+        if len(prompts) == sum(map(len, generated)):  # a list with one for each, which may have several lines
+            lines = [" ".join(text.split()) for text in prompts if text.strip()]
         bar = comfy.utils.ProgressBar(sum(len(batch) for batch in [*generated, *real, *(base or [])]))
         network = extractor_of({key: value[0] for key, value in extractor.items()})
         plain = watched(base, bar) if base else None

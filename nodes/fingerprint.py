@@ -22,6 +22,13 @@ def of_vae(vae: Any) -> str:
     return digest([of_weights(vae.patcher), str(vae.vae_dtype)])
 
 
+def of_model(model: ModelPatcher) -> str:
+    """What decides how a MODEL learns: its weights, and what nodes have put in place of its parts (noise levels)."""
+    weights, parts = of_weights(model), model.object_patches
+    replaced = {name: [_kinds(part), getattr(part, "__dict__", {})] for name, part in parts.items()}
+    return digest([weights, replaced]) if replaced else weights
+
+
 def of_weights(patcher: ModelPatcher) -> str:
     """A hash of every weight's name and samples (`thinned`), of the patches on it, and of ComfyUI's version."""
     weights = {
@@ -52,6 +59,11 @@ def _sampled(value: Any) -> Any:
     if hasattr(value, "weights"):  # a weight adapter, such as a LoRA's
         return [_named(value), _sampled(value.weights)]
     return value if isinstance(value, bool | int | float | str | None) else _named(value)
+
+
+def _kinds(thing: Any) -> list[str]:
+    """What it is, and what that is made of: nodes combine classes of one name."""
+    return [_named(thing), *(_named(kind) for kind in type(thing).__mro__)]
 
 
 def _named(thing: Any) -> str:

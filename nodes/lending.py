@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any
 
 import comfy.model_management
@@ -15,6 +16,7 @@ from ..trilora.checkpointing import checkpointed
 from ..trilora.errors import TrainingError
 from ..trilora.frozen import frozen, lying
 from .differentiable import differentiable
+from .shaping import bypassed
 
 
 @contextmanager
@@ -29,7 +31,15 @@ def lent(model: ModelPatcher, memory: int = 0, checkpointing: bool = False) -> I
         model: the graph's MODEL, with whatever patches it carries.
         memory: bytes to keep free for what training needs beside the weights.
         checkpointing: compute each block again in the backward instead of remembering it.
+
+    Raises:
+        TrainingError: the MODEL carries a LoRA that autograd can't pass.
     """
+    if bypassed(model):
+        raise TrainingError(
+            "The LoRA on this MODEL came through a bypass loader, and no gradient passes that. Load it with Load "
+            "TriLoRA or Load LoRA."
+        )
     comfy.model_management.load_models_gpu([model], memory_required=memory)
     model.pre_run()
     model.model.current_patcher = None  # lets no network prefetch: that fills buffers outside inference mode
@@ -116,16 +126,23 @@ def _ordinary_tensors(root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _frozen_layers(root: nn.Module) -> Iterator[None]:
-    changed: list[nn.Module] = []
+    changed: list[tuple[nn.Module, dict[str, Any]]] = []
     try:
         for module in root.modules():
-            if isinstance(module, comfy.ops.CastWeightBiasOp) and "forward" not in vars(module):
+            if isinstance(module, comfy.ops.CastWeightBiasOp) and _runs_as_its_class(module):
+                before = {name: own for name, own in vars(module).items() if name == "forward"}
                 module.forward = _frozen_forward(module)
-                changed.append(module)
+                changed.append((module, before))
         yield
     finally:
-        for module in changed:
+        for module, before in changed:
             del module.forward
+            vars(module).update(before)
+
+
+def _runs_as_its_class(module: nn.Module) -> bool:
+    """Whether nobody has replaced how it runs; ComfyUI's bypass loader leaves the class's own behind as if it had."""
+    return vars(module).get("forward") in (None, MethodType(type(module).forward, module))
 
 
 def _frozen_forward(module: Any) -> Callable[..., Any]:

@@ -30,6 +30,11 @@ def listeners(workflow: str) -> list[str]:
     return [client for client, shown in list(ASKED.items()) if shown == workflow and client in sockets]
 
 
+def runs() -> list["Live"]:
+    """Those that pages can ask of; a list, because a training may begin while they are looked through."""
+    return list(RUNS.values())
+
+
 class Live:
     """One training as pages see it; each attribute is set by the training's thread.
 

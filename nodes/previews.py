@@ -15,7 +15,7 @@ class Painter:
         clip, vae: the graph's.
         prompt: in place of the preview's, where that is empty.
         size: (width, height) in pixels.
-        model: lent, with what learns attached.
+        model: lent, with what learns attached, by the time that a picture is asked for.
     """
 
     def __init__(self, preview: Preview, clip, vae, prompt: str, size: tuple[int, int], model: ModelPatcher) -> None:

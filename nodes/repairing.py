@@ -83,7 +83,7 @@ def checked(repair: Repair) -> list[str]:
     """The captions, one a line, without the trigger word.
 
     Raises:
-        DataError: no trigger word, or too few captions.
+        DataError: no trigger word, too few captions, or a dataset without any.
     """
     if not repair.trigger:
         said = repair.adapter.metadata.get("modelspec.trigger_phrase", "")
@@ -92,6 +92,11 @@ def checked(repair: Repair) -> list[str]:
             "A repair needs the adapter's trigger word: with it the style stays, without it the base comes back. Type "
             f"it into trigger.{hint} A LoRA that was trained without one can't be told from the base by words; use "
             "TriLoRA Strength on it."
+        )
+    if repair.dataset is not None and repair.dataset.encoded:
+        raise DataError(
+            "This dataset came as latents with conditioning, which can't be said without the trigger word, as a repair "
+            "has to. Connect one of pictures with captions, or none."
         )
     word = re.compile(rf"(?<!\w){re.escape(repair.trigger)}(?!\w)[\s,]*", re.IGNORECASE)
     lines = [word.sub("", line).strip() for line in repair.captions.splitlines()]

@@ -3,7 +3,7 @@
 from aiohttp import web
 from server import PromptServer
 
-from .live import ASKED, RUNS, Live
+from .live import ASKED, Live, runs
 
 
 def add_routes() -> None:
@@ -24,7 +24,7 @@ def add_routes() -> None:
             del ASKED[gone]
         if workflow:
             ASKED[client] = workflow
-        return web.json_response({"runs": [live.whole() for live in RUNS.values() if live.workflow == workflow]})
+        return web.json_response({"runs": [live.whole() for live in runs() if live.workflow == workflow]})
 
     @routes.post("/trilora/stop")
     async def stop(request: web.Request) -> web.Response:
@@ -42,15 +42,19 @@ def add_routes() -> None:
 
 
 async def _body(request: web.Request) -> dict:
-    return await request.json() if request.can_read_body else {}
+    try:
+        asked = await request.json() if request.can_read_body else {}
+    except ValueError:  # no JSON, or no text
+        asked = None
+    if not isinstance(asked, dict):
+        raise web.HTTPBadRequest(text="Send a JSON object.")
+    return asked
 
 
 def _learning(asked: dict) -> list[Live]:
     """The runs meant: of a node, of a workflow, of both, or all."""
     node, workflow = asked.get("node_id"), asked.get("workflow")
-    return [
-        live for live in RUNS.values() if live.run and node in (None, live.node) and workflow in (None, live.workflow)
-    ]
+    return [live for live in runs() if live.run and node in (None, live.node) and workflow in (None, live.workflow)]
 
 
 def _answer(word: str, found: list[Live]) -> web.Response:

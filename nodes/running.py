@@ -29,7 +29,7 @@ from ..trilora.training import Training, create_layers, frozen
 from . import sampling
 from .denoiser import ComfyDenoiser
 from .encoding import Encoded, encode, examples, kept_on_disk
-from .fingerprint import of_weights
+from .fingerprint import of_model
 from .lending import lent, weight_of
 from .memory import TRAINED, estimate
 from .patching import file_of, portable_names
@@ -86,8 +86,7 @@ class Outcome:
         if not self.run.training.number:
             return
         self.run.save()
-        title = self.task.dataset.trigger or "trilora"
-        name = f"{title}-seed-{self.task.settings.seed}-step-{self.run.step}".replace("/", "_")
+        name = f"{self.run.folder.name}-step-{self.run.step}"  # the folder's: a name on any disk, and of this run alone
         path = files.inside(Path(folder_paths.get_folder_paths("loras")[0]) / UNFINISHED, name)
         files.save(self.adapter(), path)
         logging.warning("What was learned up to step %d is in %s", self.run.training.number, path)
@@ -98,9 +97,10 @@ class Outcome:
 def run_training(task: Task, progress: Progress) -> Outcome:
     """Train. The MODEL is as it was afterwards, whatever happens."""
     train, held = session.split(task.dataset, task.held_out, task.share, task.settings.seed)
-    task = replace(task, dataset=train, held_out=held)
+    task = replace(task, dataset=train, held_out=held, settings=_at_own_rank(task))
     encoded = _encoded(task, progress)
     plain = [sampling.encode(task.clip, text) for text in task.plain]
+    painter = _painter(task, encoded["train"])
     memory = _memory(task, encoded["train"].largest)
     with lent(task.model, memory, task.checkpointing) as patcher, _advice(task):
         denoiser = ComfyDenoiser(patcher, task.settings.precision)
@@ -116,15 +116,25 @@ def run_training(task: Task, progress: Progress) -> Outcome:
             prior, taught_by = data.get("regularisation", ()), teacher if task.imitate else None
             training = Training(denoiser, layers, switch, data["train"], task.settings, prior, taught_by)
             run = _run(task, training, encoded, data)
-            outcome = Outcome(task, run, _film(task, encoded["train"], run, patcher), modules, memory, carried)
+            outcome = Outcome(task, run, Film(task.preview, run.folder, painter), modules, memory, carried)
             with progress.learning(run):
                 _go(outcome, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
 
 
+def _at_own_rank(task: Task) -> Settings:
+    """The settings with the rank of the adapter that is started from, and the gain that was asked for."""
+    asked = task.settings
+    if task.start is None or not task.start.rank:
+        return asked
+    return replace(asked, rank=task.start.rank, alpha=asked.alpha * task.start.rank / asked.rank)
+
+
 def _encoded(task: Task, progress: Progress) -> dict[str, Encoded]:
     """Every data set that the task has, encoded."""
-    sets = {"train": task.dataset, "held out": task.held_out, "regularisation": task.regularisation}
+    share = task.settings.caption_dropout  # of the run, whatever a data set of its own would have
+    prior = task.regularisation and replace(task.regularisation, caption_dropout=share)
+    sets = {"train": task.dataset, "held out": task.held_out, "regularisation": prior}
     plain, cache = task.settings.preserve > 0 and not task.plain, kept_on_disk()
     return {
         name: encode(data, task.clip, task.vae, plain, progress.count, cache)
@@ -139,13 +149,12 @@ def _memory(task: Task, latent: Sequence[int]) -> int:
     return passing + estimate(task.model, latent, task.settings.batch, task.checkpointing)
 
 
-def _film(task: Task, encoded: Encoded, run: Run, patcher: ModelPatcher) -> Film:
-    """Previews at the size of the first picture."""
+def _painter(task: Task, encoded: Encoded) -> Painter:
+    """Of previews at the size of the first picture; made before the MODEL is lent, which CLIP may push off the GPU."""
     ratio = task.model.get_model_object("latent_format").spacial_downscale_ratio
     height, width = (side * ratio for side in encoded.latents[0][0].shape[-2:])
     prompt = task.dataset.prompt_of(task.dataset.pictures[0])
-    painter = Painter(task.preview, task.clip, task.vae, prompt, (width, height), patcher)
-    return Film(task.preview, run.folder, painter)
+    return Painter(task.preview, task.clip, task.vae, prompt, (width, height), task.model)
 
 
 def _go(outcome: Outcome, progress: Progress, looked_at: Sequence) -> None:
@@ -169,24 +178,25 @@ def _go(outcome: Outcome, progress: Progress, looked_at: Sequence) -> None:
         outcome.said += session.after(run, looked_at, outcome.modules)
         progress.live.set(said=list(outcome.said))
     except BaseException:
-        outcome.keep(progress)
+        _save(outcome, progress)
         raise
 
 
 def _preview(outcome: Outcome, progress: Progress, number: int) -> None:
     total = outcome.task.settings.steps
-    if outcome.film.due(number, total):
+    if outcome.film.due(number, number if outcome.run.stopping else total):
         with outcome.run.training.averaged():
             taken = outcome.film.take(number, lambda step: progress.say(f"preview at step {number}: {step}"))
         progress.show(taken, outcome.film, number, total)
 
 
 def _save(outcome: Outcome, progress: Progress) -> None:
-    """What a page has asked for; a full disk costs the file, not the run."""
+    """Now, and whatever comes of it: a disk that refuses costs the file, not the run or the reason why it ends."""
     progress.live.save_asked = False
     try:
         outcome.keep(progress)
     except FileError as error:
+        logging.warning("What was learned was not saved: %s", error)
         progress.live.set(saved={"at": outcome.run.training.number, "problem": str(error)})
 
 
@@ -194,7 +204,7 @@ def _run(task: Task, training: Training, encoded: Mapping[str, Encoded], data: M
     settings = task.settings.course()
     identities = {name: each.identity for name, each in encoded.items()}
     start = [session.named(task.start), task.imitate]
-    about = {"data": [identities, task.plain], "model": of_weights(task.model), "start": start}
+    about = {"data": [identities, task.plain], "model": of_model(task.model), "start": start}
     root = Path(folder_paths.get_output_directory()) / "TriLoRA" / "runs"
     folder = folder_of(root, task.dataset.trigger, identity(settings, about))
     held_out = [variants[0] for variants in data.get("held out", [])]
@@ -222,5 +232,7 @@ def out_of_memory(task: Task) -> str:
         )
     if not task.checkpointing:
         return "The memory does not suffice. Switch on checkpointing in TriLoRA Training Options."
+    if task.dataset.encoded:
+        return "The memory does not suffice. Connect latents of smaller pictures."
     smaller = task.dataset.resolution * 3 // 4 // 64 * 64
     return f"The memory does not suffice. Lower the dataset's resolution from {task.dataset.resolution} to {smaller}."

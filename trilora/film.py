@@ -16,6 +16,7 @@ from .errors import FileError
 from .plot import contact_sheet, picture_of
 
 NAME, STRIP = "preview-{:07}.png", "previews.png"
+NAMES = "preview-" + "[0-9]" * 7 + ".png"  # and no copy that a user has made beside it
 
 OnStep = Callable[[int], None]  # called with the number of each finished sampling step
 
@@ -91,7 +92,7 @@ class Film:
         return [step for step, _ in self._files()]
 
     def _files(self) -> list[tuple[int, Path]]:
-        return [(int(path.stem[-7:]), path) for path in sorted(self.folder.glob("preview-*.png"))]
+        return [(int(path.stem[-7:]), path) for path in sorted(self.folder.glob(NAMES))]
 
 
 def png(picture: Image.Image) -> bytes:

@@ -87,16 +87,15 @@ class Run:
     def __iter__(self) -> Iterator[Step]:
         if not self.training.team.index:
             (self.folder / DONE).unlink(missing_ok=True)
-        if self.held_out and not self.training.number:
-            self._score()
+        if not self.training.number % self.watch.score_every:  # due at the start, or where a sitting broke off
+            self._score_once()
         while self.training.number < self.training.settings.steps and not self.stopping:
             begin = time.monotonic()
             step = self.training.step()
             self.history.seconds += time.monotonic() - begin
             self._record(step)
             yield step
-        if self.held_out and self.training.number not in self.history.held_out:
-            self._score()
+        self._score_once()
         self.save()
         if not self.training.team.index:
             checkpoint.prune(self.folder, 1, self.training.number)
@@ -161,6 +160,10 @@ class Run:
             self._score()
         if self.watch.checkpoint_every and step.number % self.watch.checkpoint_every == 0:
             self.save()
+
+    def _score_once(self) -> None:
+        if self.held_out and self.training.number not in self.history.held_out:
+            self._score()
 
     def _score(self) -> None:
         """Score the held-out pictures, keep the best, and end where patience does."""

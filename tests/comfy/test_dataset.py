@@ -71,6 +71,54 @@ def test_captions_subfolders_and_transparency_decide_what_is_read(build: Callabl
         build(folder=folder.name, subfolders=True, transparency="mask")
 
 
+def test_a_linked_folder_that_the_list_offers_is_read(
+    build: Callable, pack: dict[str, Any], folder: Path, comfy_base: Path, tmp_path: Path
+) -> None:
+    link = comfy_base / "input" / "linked"
+    folder.rename(tmp_path / "elsewhere")
+    link.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    try:
+        assert "linked" in pack["TriLoRADataset"].define_schema().inputs[0].options
+        assert [p.name for p in build(folder="linked").pictures] == ["0.png", "1.png"]
+    finally:
+        link.unlink()
+    for outside in ("../models", "demo: ../base", str(tmp_path)):
+        with pytest.raises(Exception, match="does not lie under"):
+            build(folder=outside)
+
+
+def test_a_folder_that_can_not_be_read_is_not_offered_and_hides_no_other(
+    pack: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lost+found, where input/ is a disk of its own."""
+    closed, listed = folder.parent / "lost+found", Path.iterdir
+    closed.mkdir()
+
+    def refuse(path: Path) -> Any:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    offered = pack["TriLoRADataset"].define_schema().inputs[0].options
+    closed.rmdir()
+    assert folder.name in offered
+    assert closed.name not in offered
+
+
+def test_each_text_of_a_list_is_a_caption_and_so_is_each_line_of_one_text(build: Callable) -> None:
+    """Nodes that write captions write several lines, or nothing."""
+
+    def captions(*texts: str) -> list[str]:
+        return [p.caption for p in build(images=[torch.rand(3, 64, 64, 3)], captions=list(texts)).pictures]
+
+    assert captions("a", "", "b") == ["a", "", "b"]
+    assert captions("a\nlong one\n", "", "b") == ["a long one", "", "b"]
+    assert captions("a\n\nb") == ["a", "", "b"]
+    with pytest.raises(Exception, match="3 pictures came with 2 captions"):
+        captions("a", "b")
+
+
 def test_masks_go_with_pictures_in_order_of_name(build: Callable, folder: Path) -> None:
     masks = torch.ones(2, 50, 50)
     masks[1, :, :25] = 0

@@ -192,3 +192,12 @@ def test_it_runs_in_a_graph_with_pictures_in_a_list(core_nodes: Any, pack: Any, 
     shown = executor.history_result["outputs"]
     assert float(shown["shown"]["text"][0]) == pytest.approx(0, abs=1e-6)
     assert "2 generated, 2 real, 0 base pictures, seen by demo" in shown["evaluate"]["text"][0]
+
+
+def test_a_prompt_of_a_list_may_have_several_lines(
+    measure: Callable[..., Measured], styled: torch.Tensor, specs: list[SceneSpec]
+) -> None:
+    prompts = [caption(spec) for spec in specs[:2]]
+    broken = [prompt.replace(" ", "\n", 1) for prompt in prompts]
+    scores = [measure(generated=[styled[:2]], prompts=each).clip_score for each in (prompts, broken)]
+    assert scores[0] == scores[1]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from identical import same
 
 pytestmark = pytest.mark.comfy
 
@@ -58,6 +59,15 @@ def test_the_first_loss_is_that_of_the_loaded_adapter(
             assert not torch.allclose(after.sigma, before.sigma, rtol=1e-6)
 
 
+def test_a_lora_from_a_bypass_loader_is_refused_in_words(
+    lora_file: str, core_nodes: dict[str, Any], train: Callable[..., Any], demo: Any
+) -> None:
+    with torch.inference_mode():
+        (model,) = core_nodes["LoraLoaderBypassModelOnly"]().load_lora_model_only(demo.model, lora_file, 1.0)
+    with pytest.raises(Exception, match="bypass loader.*Load it with Load TriLoRA or Load LoRA"):
+        train(model=model, steps=1)
+
+
 def test_sigma_alone_learns_a_few_hundred_numbers_and_keeps_the_directions(
     lora_file: str, run_node: Callable[..., Any], train: Callable[..., Any], demo: Any
 ) -> None:
@@ -69,6 +79,17 @@ def test_sigma_alone_learns_a_few_hundred_numbers_and_keeps_the_directions(
         assert not torch.allclose(factors.sigma, before.sigma, rtol=1e-6)
         inner = before.u.T @ factors.u, before.vh.flatten(1) @ factors.vh.flatten(1).T
         assert all(torch.allclose(product.abs(), torch.eye(RANK), atol=1e-3) for product in inner)
+
+
+def test_the_adapters_own_rank_is_said_in_the_summary_and_in_the_file(train: Callable[..., Any], adapter: Any) -> None:
+    """It learns as it does at any other rank of the widget with the same gain."""
+    went_on, same_gain = train(start_from=adapter, rank=16, alpha=16.0, steps=1), train(start_from=adapter, steps=1)
+    assert adapter.rank == 4
+    assert went_on.summary.startswith("trilora, rank 4, on 56 layers: 46,816 parameters")
+    assert went_on.summary.split()[-1] == "46,816"
+    for key in ("ss_network_dim", "ss_network_alpha", "trilora.rank"):
+        assert went_on.trilora.metadata[key] == "4"
+    assert same(went_on.trilora, same_gain.trilora)
 
 
 def test_sigma_alone_without_an_adapter_is_refused_in_words(train: Callable[..., Any]) -> None:

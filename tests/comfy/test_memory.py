@@ -110,6 +110,21 @@ def test_streamed_weights_give_the_gradients_of_resident_ones(
     assert got.off(plain) < 1e-6
 
 
+def test_streamed_weights_give_their_gradients_after_a_bypass_loader_too(
+    room: Any, demo: Any, plain: Pass, streaming: list[int]
+) -> None:
+    """ComfyUI takes its LoRA off by setting each layer's `forward` to what it was."""
+    layers = [m for m in demo.model.model.diffusion_model.modules() if isinstance(m, nn.Linear)]
+    for layer in layers:
+        layer.forward = layer.forward
+    try:
+        assert Pass(room, demo.model).off(plain) < 1e-6
+        assert all("forward" in vars(layer) for layer in layers)
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
 def test_without_the_second_fetch_streamed_weights_give_no_gradient(
     room: Any, demo: Any, streaming: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,18 @@ def test_one_caption_is_too_few(repair: Callable[..., Any], adapter: Any) -> Non
         repair(trilora=adapter, captions=f"{CAPTIONS[0]}\n\nzorvex, {CAPTIONS[0]}\n")
 
 
+def test_latents_with_conditioning_are_refused_in_words(
+    repair: Callable[..., Any], run_node: Callable[..., Any], adapter: Any, demo: Any
+) -> None:
+    conditioning = demo.clip.encode_from_tokens_scheduled(demo.clip.tokenize("a house"))
+    (encoded,) = run_node(
+        "TriLoRADataset", folder=["unused"], trigger=["zorvex"], resolution=[128], bucket_step=[0],
+        latents=[{"samples": torch.randn(2, 4, 16, 16)}], conditioning=[conditioning],
+    )  # fmt: skip
+    with pytest.raises(Exception, match="came as latents.*Connect one of pictures with captions, or none"):
+        repair(trilora=adapter, dataset=encoded)
+
+
 @pytest.mark.slow
 def test_a_short_repair_removes_most_of_the_forgetting_and_keeps_most_of_the_style(
     repair: Callable[..., Any],

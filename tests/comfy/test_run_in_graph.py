@@ -1,7 +1,10 @@
 """Train TriLoRA as a run: it is watched, lasts through a break, and goes on from what there is."""
 
+import dataclasses
 import errno
 import json
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +86,42 @@ def test_previews_come_as_they_are_taken_and_make_a_strip(
     assert same(watched.trilora, train(steps=8, seed=103, learning_rate=2e-2).trilora)
 
 
+def test_a_run_that_ends_early_has_a_preview_of_its_end(
+    train: Callable[..., Any], watching: Callable[..., Any], room: Callable[[str], Any], bar: Callable[..., None]
+) -> None:
+    def stop(step: int) -> None:
+        for live in room("nodes.live").runs() if step else ():
+            if live.run:
+                live.run.stop()
+
+    bar(stop)
+    ended = train(watch=watching(previews=PREVIEWS), steps=12, seed=110, learning_rate=2e-2)
+    assert "1 of 12 steps" in ended.summary
+    assert len(ended.previews) == 2
+    assert not torch.equal(*ended.previews)
+
+
+def test_no_text_is_read_while_the_model_is_lent(
+    train: Callable[..., Any], watching: Callable[..., Any], demo: Any
+) -> None:
+    """Where room is short, loading CLIP unloads the MODEL, patches and all, and a resumed run would go on without."""
+    import comfy.model_management as management
+
+    lent = []
+
+    class Clip:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(demo.clip, name)
+
+        def encode_from_tokens_scheduled(self, tokens: Any) -> Any:
+            lent.append(management.in_training)
+            return demo.clip.encode_from_tokens_scheduled(tokens)
+
+    assert len(train(clip=Clip(), steps=1, seed=111, watch=watching(previews=PREVIEWS)).previews) == 2
+    assert lent
+    assert not any(lent)
+
+
 def test_the_first_preview_is_the_base(
     train: Callable[..., Any], watching: Callable[..., Any], demo: Any, core_nodes: dict[str, Any]
 ) -> None:
@@ -155,6 +194,24 @@ def test_out_of_memory_says_what_to_lower_and_keeps_the_state(
     assert len(states) == 1
 
 
+def test_out_of_memory_on_latents_names_no_resolution_that_does_not_act(
+    train: Callable[..., Any], options: Callable[..., Any], bar: Callable[..., None], run_node: Callable[..., Any],
+    demo: Any,
+) -> None:  # fmt: skip
+    conditioning = demo.clip.encode_from_tokens_scheduled(demo.clip.tokenize("a house"))
+    (data,) = run_node(
+        "TriLoRADataset", folder=["unused"], trigger=[""], resolution=[128], bucket_step=[0],
+        latents=[{"samples": torch.randn(2, 4, 8, 8)}], conditioning=[conditioning],
+    )  # fmt: skip
+
+    def exhaust(step: int) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    bar(exhaust)
+    with pytest.raises(Exception, match="Connect latents of smaller pictures"):
+        train(dataset=data, batch=1, options=options(checkpointing=True))
+
+
 def json_of(state: Path) -> Any:
     return json.loads((state.parent / "run.json").read_text())
 
@@ -195,3 +252,84 @@ def test_options_reach_the_run(train: Callable[..., Any], run_node: Callable[...
 
 def test_regularisation_pictures_take_part(train: Callable[..., Any], others: Any) -> None:
     assert not same(train(steps=2).trilora, train(steps=2, regularisation=others).trilora)
+
+
+def test_regularisation_pictures_take_part_where_captions_are_dropped(train: Callable[..., Any], others: Any) -> None:
+    """The share of the one data set holds for both."""
+    always, never = (dataclasses.replace(others, trigger="zorvex", caption_dropout=share) for share in (1.0, 0.0))
+    losses = [float(train(steps=1, dataset=d, regularisation=others).loss_map["loss"][0]) for d in (always, never)]
+    assert losses[0] != losses[1]
+
+
+def test_other_noise_levels_of_the_model_begin_a_new_run(
+    train: Callable[..., Any], watching: Callable[..., Any], core_nodes: dict[str, Any], demo: Any
+) -> None:
+    """As of core's ModelSampling nodes, which leave the weights as they are."""
+
+    def summary(sampling: str, zsnr: bool) -> str:
+        (model,) = core_nodes["ModelSamplingDiscrete"]().patch(demo.model, sampling, zsnr)
+        return train(watch=watching(resume=True), steps=1, seed=109, model=model).summary
+
+    assert "going on from" not in summary("eps", False)
+    assert "going on from step 1" in summary("eps", False)
+    assert "going on from" not in summary("eps", True)
+    assert "going on from" not in summary("v_prediction", False)
+
+
+def test_what_broken_runs_had_learned_lies_in_a_file_of_each_whatever_the_trigger_is(
+    train: Callable[..., Any], run_node: Callable[..., Any], bar: Callable[..., None], comfy_base: Path
+) -> None:
+    import comfy.model_management as management
+
+    odd = '<"zorvex": a\\b>' + "字" * 120
+    (data,) = run_node(
+        "TriLoRADataset", folder=["unused"], trigger=[odd], resolution=[64], bucket_step=[0],
+        images=[torch.rand(2, 64, 64, 3)], captions=["a house", "a boat"],
+    )  # fmt: skip
+    bar(lambda step: step >= 1 and management.interrupt_current_processing())
+    for rank in (2, 3):
+        with pytest.raises(management.InterruptProcessingException):
+            train(dataset=data, rank=rank, steps=9)
+    kept = [path.name for path in (comfy_base / "models" / "loras" / "unfinished").iterdir()]
+    assert len(kept) == 2
+    assert not any(mark in name for name in kept for mark in '<>:"\\')
+
+
+def test_a_cancel_stays_a_cancel_where_the_adapter_can_not_be_saved(
+    train: Callable[..., Any], bar: Callable[..., None], comfy_base: Path, caplog: Any
+) -> None:
+    import comfy.model_management as management
+
+    place = comfy_base / "models" / "loras" / "unfinished"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("a file where the folder should be")
+    bar(lambda step: step >= 1 and management.interrupt_current_processing())
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            train(steps=9)
+    finally:
+        place.unlink()
+    assert "What was learned was not saved" in caplog.text
+
+
+def test_a_page_can_ask_while_trainings_begin(room: Callable[[str], Any]) -> None:
+    live, done, interval = room("nodes.live"), threading.Event(), sys.getswitchinterval()
+
+    def begin() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            live.Live(str(number % 40), "w", 3)
+
+    training = threading.Thread(target=begin)
+    sys.setswitchinterval(1e-5)  # seconds; so that threads meet within the test
+    training.start()
+    try:
+        for _ in range(100):
+            assert all(run.whole()["workflow"] == "w" for run in live.runs() if run.workflow == "w")
+    finally:
+        done.set()
+        training.join()
+        sys.setswitchinterval(interval)
+        for key in [key for key in live.RUNS if key[0] == "w"]:
+            del live.RUNS[key]

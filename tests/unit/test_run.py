@@ -59,6 +59,26 @@ def broken_off(folder: Path, after: int, **changed) -> None:
                 break
 
 
+def test_a_run_that_breaks_off_within_a_score_makes_it_up_and_ends_with_the_same_bits(tmp_path):
+    uninterrupted, want = whole(tmp_path / "whole", steps=10)
+    run, context = make(tmp_path / "broken", steps=10)
+    denoised = run.training.denoiser.denoised
+
+    def cancel(*args):
+        if run.training.number == 8:
+            raise KeyboardInterrupt
+        return denoised(*args)
+
+    run.training.denoiser.denoised = cancel
+    with contextlib.closing(context.gen), pytest.raises(KeyboardInterrupt):
+        list(run)
+    run.save()
+    resumed, got = whole(tmp_path / "broken", steps=10)
+    assert resumed.began == 8
+    assert resumed.history.held_out == uninterrupted.history.held_out
+    assert same_bits(got, want)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("after", [1, 7, 23])
 def test_a_run_that_breaks_off_goes_on_to_the_same_bits(tmp_path, optimizer, after):

@@ -3,6 +3,7 @@
 import threading
 import time
 import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from demo.workflow import TRIGGER, node
 from devkit.events import Events
-from devkit.server import Server
+from devkit.server import OPEN, Server
 
 pytestmark = pytest.mark.server
 
@@ -121,3 +122,12 @@ def test_save_and_stop_find_no_run_where_nothing_learns(comfy_server: Server) ->
     for route in ("stop", "save"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             comfy_server.post(f"/trilora/{route}", {"node_id": "train"})
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b"\xff", b'"stop"'])
+def test_what_is_no_json_object_is_refused_as_the_askers_mistake(comfy_server: Server, body: bytes) -> None:
+    for route in ("watch", "stop", "save"):
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{comfy_server.url}/trilora/{route}", body, headers)
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            OPEN(request, timeout=60)
