@@ -1,6 +1,5 @@
 """A repair from the graph's wires to an adapter: paint, hold out, train against the adapter itself, measure."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..trilora import report
+from ..trilora.captions import without
 from ..trilora.dataset import Dataset
 from ..trilora.errors import DataError
 from ..trilora.files import Adapter
@@ -98,8 +98,7 @@ def checked(repair: Repair) -> list[str]:
             "This dataset came as latents with conditioning, which can't be said without the trigger word, as a repair "
             "has to. Connect one of pictures with captions, or none."
         )
-    word = re.compile(rf"(?<!\w){re.escape(repair.trigger)}(?!\w)[\s,]*", re.IGNORECASE)
-    lines = [word.sub("", line).strip() for line in repair.captions.splitlines()]
+    lines = [without(repair.trigger, line).strip() for line in repair.captions.splitlines()]
     captions = list(dict.fromkeys(line for line in lines if line))
     if len(captions) < 2 and repair.dataset is None:
         raise DataError(

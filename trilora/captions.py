@@ -102,6 +102,12 @@ def orders(caption: str, count: int, kept: int) -> tuple[str, ...]:
     return tuple(made.values())
 
 
+def without(word: str, text: str) -> str:
+    """The text without a word, in any case of its letters, and without the comma that set it apart."""
+    found = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)[\s,]*", "", text, flags=re.IGNORECASE) if word else text
+    return text if found == text else found.strip(" ,")
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 

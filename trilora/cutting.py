@@ -113,7 +113,7 @@ def at_size(adapter: Adapter, size: int, dtype: torch.dtype) -> dict[str, int]:
     costs = torch.tensor([(f.u.shape[0] + f.vh[0].numel()) * dtype.itemsize for f in layers])
     counts = torch.tensor(list(held.values()))
     owners = torch.arange(len(layers)).repeat_interleave(counts)
-    squares = torch.cat([f.sigma[:k].double().square().cpu() for f, k in zip(layers, counts, strict=True)])
+    squares = torch.cat([f.sigma[:k].cpu().double().square() for f, k in zip(layers, counts, strict=True)])
     order = (squares / costs[owners]).argsort(descending=True, stable=True)
     room = size - overhead(Adapter(adapter.layers, said_of(adapter.metadata, adapter.rank, 1.0)))
     taken = owners[order][costs[owners[order]].cumsum(0) <= room]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .buckets import FITS, Placement, Size, bucket, place
 from .cache import digest
-from .captions import orders
+from .captions import orders, without
 from .errors import DataError
 from .pictures import Encoding, Picture
 from .seeds import generator
@@ -20,7 +20,7 @@ class Dataset:
 
     Attributes:
         pictures: at least one.
-        trigger: word put before every caption, or "".
+        trigger: word put before every caption that does not say it, or "".
         resolution: side in pixels of the square whose area every bucket keeps.
         bucket_step: sides of buckets are multiples of this; 0 for one square bucket.
         fit: `crop` fills the bucket and cuts what sticks out, `pad` shows all and leaves the border out of the loss.
@@ -85,15 +85,20 @@ class Dataset:
         return picture.weights(self.size_of(picture), self.fit)
 
     def prompt_of(self, picture: Picture) -> str:
-        """The caption with the trigger word in front."""
+        """The picture's caption with the trigger word."""
         return self.prompt(picture.caption)
 
     def prompt(self, caption: str) -> str:
-        """Any caption with the trigger word in front."""
-        return ", ".join(part for part in (self.trigger, caption) if part)
+        """Any caption with the trigger word in front, unless it says that word itself."""
+        says = self.plain(caption) != caption
+        return caption if says else ", ".join(part for part in (self.trigger, caption) if part)
+
+    def plain(self, caption: str) -> str:
+        """Any caption without the trigger word."""
+        return without(self.trigger, caption)
 
     def captions_of(self, picture: Picture) -> tuple[str, ...]:
-        """The caption, without the trigger word, in every order of its tags that is shown."""
+        """The caption, as it is written, in every order of its tags that is shown."""
         return orders(picture.caption, self.tag_orders, self.kept_tags)
 
     def identity(self) -> str:

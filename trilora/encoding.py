@@ -136,7 +136,8 @@ def _prompts(dataset: Dataset, plain: bool) -> list[str]:
     """Every text to encode, once."""
     captions = [] if dataset.encoded else [c for picture in dataset.pictures for c in dataset.captions_of(picture)]
     blank = [""] if dataset.caption_dropout else []
-    return list(dict.fromkeys([*map(dataset.prompt, captions), *(captions if plain else []), *blank]))
+    without = map(dataset.plain, captions) if plain else ()
+    return list(dict.fromkeys([*map(dataset.prompt, captions), *without, *blank]))
 
 
 def _small(mask: Tensor | None, latents: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
@@ -204,7 +205,7 @@ class _Told:
         return [
             (
                 self._text(self.dataset.prompt(caption), picture, latent),
-                self._text(caption, picture, latent) if self.encoded.plain else None,
+                self._text(self.dataset.plain(caption), picture, latent) if self.encoded.plain else None,
                 blank,
             )
             for caption in self.dataset.captions_of(picture)

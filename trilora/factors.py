@@ -98,7 +98,7 @@ def top_singular_values(weight: Tensor, rank: int, generator: torch.Generator) -
 def gram_values(factors: Factors) -> Tensor:
     """The singular values of U Σ Vᵀ, descending, on the CPU: the roots of the eigenvalues of (UΣ)ᵀ(UΣ) · VᵀV."""
     columns, rows = left(factors), factors.vh.flatten(1)
-    outer, inner = (columns.T @ columns).double().cpu(), (rows @ rows.T).double().cpu()  # (r, r) each
+    outer, inner = (columns.T @ columns).cpu().double(), (rows @ rows.T).cpu().double()  # (r, r) each
     lengths, turn = torch.linalg.eigh(inner)
     root = turn * lengths.clamp_min(0).sqrt()
     squares: Tensor = torch.linalg.eigvalsh(root.T @ outer @ root)
@@ -233,12 +233,12 @@ def energy(factors: Factors) -> Tensor:
 
 def energy_of(sigma: Tensor) -> float:
     """The squared Frobenius norm of canonical factors."""
-    return float(sigma.double().square().sum())
+    return float(sigma.cpu().double().square().sum())
 
 
 def rank_holding(sigma: Tensor, share: float) -> int:
     """The smallest k whose first k values hold `share` of the energy; all of them where `share` is above 1."""
-    sums = sigma.double().square().cumsum(0)
+    sums = sigma.cpu().double().square().cumsum(0)
     return int((pad(sums[:-1], (1, 0)) < share * sums[-1]).sum())
 
 

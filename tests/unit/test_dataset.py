@@ -31,7 +31,21 @@ def test_without_a_step_every_picture_is_square():
 )
 def test_the_prompt_is_the_trigger_and_the_caption(trigger, caption, prompt):
     picture = Picture("a", caption, (20, 20), torch.zeros(20, 20, 3))
-    assert Dataset((picture,), trigger).prompt_of(picture) == prompt
+    data = Dataset((picture,), trigger)
+    assert data.prompt_of(picture) == prompt
+    assert data.plain(caption) == caption
+
+
+@pytest.mark.parametrize(
+    ("caption", "plain"),
+    [("zxk, a cat", "a cat"), ("a cat, Zxk", "a cat"), ("a zxk cat", "a cat"), ("zxk", ""), ("zxk zxk cat", "cat")],
+)
+def test_a_caption_that_says_the_trigger_itself_is_left_as_it_is_and_loses_it_where_it_must(caption, plain):
+    picture = Picture("a", caption, (20, 20), torch.zeros(20, 20, 3))
+    data = Dataset((picture,), "zxk")
+    assert data.prompt_of(picture) == caption
+    assert data.plain(caption) == plain
+    assert Dataset((picture,), "xk").prompt_of(picture) == f"xk, {caption}", "a part of a word is not the word"
 
 
 size_lists = st.lists(st.sampled_from([(8, 8), (8, 16), (16, 8)]), min_size=1, max_size=20).map(tuple)

@@ -27,7 +27,7 @@ class Data:
 
     Attributes:
         pictures: folder of pictures, each with its caption in a text file of the same name.
-        trigger: word put before every caption; choose letters that mean nothing yet.
+        trigger: word put before every caption that does not say it; choose letters that mean nothing yet.
         captions: where captions come from: automatic, name.txt, name.caption, metadata.jsonl or folder's name.
         subfolders: whether folders inside count too.
         resolution: side in pixels of the square whose area every bucket keeps; 512 for SD1.5, 1024 for SDXL.

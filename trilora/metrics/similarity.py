@@ -19,7 +19,7 @@ def clip_scores(pictures: Tensor, texts: Tensor) -> Tensor:
             f"Features of pictures {tuple(pictures.shape)} and of prompts {tuple(texts.shape)} can't be paired. Give "
             "one prompt for each picture, at least one, both read by the same extractor."
         )
-    return 100 * F.cosine_similarity(pictures.double(), texts.double(), dim=1).clamp(min=0)
+    return 100 * F.cosine_similarity(pictures.cpu().double(), texts.cpu().double(), dim=1).clamp(min=0)
 
 
 def clip_score(pictures: Tensor, texts: Tensor) -> float:
