@@ -67,8 +67,8 @@ class TriLoRADatasetNode(io.ComfyNode):
                     "trigger",
                     default="",
                     tooltip="A word that calls the style in prompts, put before every caption that does not say it. "
-                    "Choose letters that mean nothing yet, such as 'zorvex'. With a trigger, prompts without it stay as "
-                    "they were. Leave it empty for regularisation pictures.",
+                    "Choose letters that mean nothing yet, such as 'zorvex'. With a trigger, prompts without it stay "
+                    "as they were. Leave it empty for regularisation pictures.",
                 ),
                 io.Int.Input(
                     "resolution", default=512, min=64, max=2048, step=8,
