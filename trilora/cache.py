@@ -1,5 +1,6 @@
 """What is slow to make, kept on disk under a key of everything that it was made from."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -36,11 +37,12 @@ class Cache:
         path = self.folder / f"{digest(key)}.safetensors"
         try:
             value = _read(path)
-            os.utime(path)  # what is used last is removed last
-            return value
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
             value = make()
-        self._write(path, value)
+            self._write(path, value)
+        else:
+            with contextlib.suppress(OSError):  # a disk that only reads
+                os.utime(path)  # what is used last is removed last
         return value
 
     def trim(self) -> None:

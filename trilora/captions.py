@@ -117,3 +117,5 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{file} is not UTF-8 text. Save it again as UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}. Give it the rights, or take it away.") from None

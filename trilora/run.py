@@ -170,7 +170,7 @@ class Run:
         number = self.training.number
         with self.training.averaged():
             noise = fixed_noise(self.held_out, self.training.settings.seed)
-            value = score(self.training.denoiser, self.held_out, noise, LEVELS)
+            value = self.training.team_mean(score(self.training.denoiser, self.held_out, noise, LEVELS))
             scores = [v for step, v in self.history.held_out.items() if step and not math.isnan(v)]
             better = number > 0 and value < min(scores, default=math.inf)
             self.history.held_out[number] = value

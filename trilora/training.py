@@ -207,6 +207,14 @@ class Training:
             for name, value in values.items():
                 self.parameters[name].copy_(value)
 
+    def team_mean(self, value: float) -> float:
+        """The mean over the processes, the same bits in all: so that all end, or go on, where a device rounds apart."""
+        if self.team.count == 1:
+            return value
+        both = torch.tensor([value], dtype=torch.float64, device=self.device)
+        self.team.add([both])
+        return both.item() / self.team.count
+
     def _together(self, losses: Sequence[float | None]) -> list[float | None]:
         """The losses of all processes, and in place of each gradient that of all."""
         if self.team.count == 1:
@@ -274,10 +282,14 @@ class Training:
         """Clip, step on the manifold, move the rates and the average."""
         parameters: list[Tensor] = list(self.parameters.values())
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf)
-        if not torch.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips the step and scales less
+        strict = not self.scaler.is_enabled()  # a scaler skips the step and scales less
+        try:
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf, error_if_nonfinite=strict)
+        except RuntimeError as error:  # raised before all are scaled by what is no number
+            if "non-finite" not in str(error):
+                raise
             bad = (name for name, p in self.parameters.items() if p.grad is not None and not p.grad.isfinite().all())
-            raise self._broken(number, next(bad, "").rpartition(".")[0])
+            raise self._broken(number, next(bad, "").rpartition(".")[0]) from None
         self.whole = False
         self.manifold.prepare()
         self.scaler.step(self.optimizer)

@@ -114,6 +114,17 @@ def test_the_longest_unused_goes_first_when_there_is_too_much(tmp_path):
         cache.kept("b", gone)
 
 
+def test_what_lies_on_a_disk_that_only_reads_is_found(tmp_path, monkeypatch):
+    cache = Cache(tmp_path)
+    cache.kept("a", lambda: torch.ones(3))
+
+    def refused(*_: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(module.os, "utime", refused)
+    assert cache.kept("a", never).equal(torch.ones(3))
+
+
 def gone() -> Any:
     raise RuntimeError("b is gone")
 

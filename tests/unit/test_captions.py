@@ -38,6 +38,18 @@ def test_the_caption_is_the_text_beside_the_picture(tmp_path, beside, caption):
     assert only(tmp_path).caption == caption
 
 
+def test_a_caption_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a cat")
+
+    def refused(*_args, **_named):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(DataError, match=r"a\.txt can't be read: Permission denied"):
+        only(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "a.txt"], ids=["without a text", "with one"])
 def test_a_picture_whose_name_leaves_no_room_for_a_longer_ending_is_read(tmp_path, text):
     stem = "é" * 124 + "aaa"  # 251 of 255 bytes: .png fits, .caption does not

@@ -176,6 +176,22 @@ def test_a_finished_run_is_not_made_again(tmp_path):
         assert same_bits(all_bits(run), want)
 
 
+def test_processes_of_a_team_go_by_one_score(tmp_path):
+    """Else patience could end one of them, where devices round apart, and leave the others waiting."""
+    run, context = make(tmp_path, watch=Watch(score_every=4, checkpoint_every=0))
+    own = score(run.training.denoiser, run.held_out, fixed_noise(run.held_out, run.training.settings.seed), LEVELS)
+
+    def add(tensors):
+        for tensor in tensors:
+            if tensor.shape == (1,) and tensor.dtype == torch.float64:
+                tensor += 5  # the other's score
+
+    run.training.team = SimpleNamespace(index=0, count=2, add=add)
+    next(iter(run))
+    context.__exit__(None, None, None)
+    assert run.history.held_out[0] == pytest.approx((own + 5) / 2)
+
+
 def test_a_later_process_of_a_team_leaves_the_mark_of_a_finished_run(tmp_path):
     """The first one has set it by then, and does not set it again."""
     whole(tmp_path)

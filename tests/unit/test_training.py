@@ -261,6 +261,15 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_g
     assert all(same_bits(good[path], bits(layer)) for path, layer in layers.items())
 
 
+def test_a_gradient_that_is_no_number_is_told_by_the_layer_that_has_it():
+    toy, settings = Toy(), Settings(**FAST)
+    layers = create_layers(linear_layers(toy.net), settings)
+    guilty = list(layers)[-1]
+    next(iter(layers[guilty].parameters())).register_hook(lambda gradient: gradient * float("nan"))
+    with attached(toy.net, layers) as switch, pytest.raises(TrainingError, match=f"first at the layer {guilty}"):
+        next(train(toy, layers, switch, examples(), settings))
+
+
 def test_an_error_of_the_model_passes_through_with_the_adapters_back_on():
     class Broken(Toy):
         def denoised(self, noisy, levels, conditions):
