@@ -97,7 +97,7 @@ class Outcome:
 def run_training(task: Task, progress: Progress) -> Outcome:
     """Train. The MODEL is as it was afterwards, whatever happens."""
     train, held = session.split(task.dataset, task.held_out, task.share, task.settings.seed)
-    task = replace(task, dataset=train, held_out=held, settings=_at_own_rank(task))
+    task = replace(task, dataset=train, held_out=held, settings=session.at_own_rank(task.settings, task.start))
     encoded = _encoded(task, progress)
     plain = [sampling.encode(task.clip, text) for text in task.plain]
     painter = _painter(task, encoded["train"])
@@ -120,14 +120,6 @@ def run_training(task: Task, progress: Progress) -> Outcome:
             with progress.learning(run):
                 _go(outcome, progress, [e for (e, *_) in data.get("held out") or data["train"]])
     return outcome
-
-
-def _at_own_rank(task: Task) -> Settings:
-    """The settings with the rank of the adapter that is started from, and the gain that was asked for."""
-    asked = task.settings
-    if task.start is None or not task.start.rank:
-        return asked
-    return replace(asked, rank=task.start.rank, alpha=asked.alpha * task.start.rank / asked.rank)
 
 
 def _encoded(task: Task, progress: Progress) -> dict[str, Encoded]:
@@ -184,7 +176,7 @@ def _go(outcome: Outcome, progress: Progress, looked_at: Sequence) -> None:
 
 def _preview(outcome: Outcome, progress: Progress, number: int) -> None:
     total = outcome.task.settings.steps
-    if outcome.film.due(number, number if outcome.run.stopping else total):
+    if outcome.film.due(number, outcome.run.last):
         with outcome.run.training.averaged():
             taken = outcome.film.take(number, lambda step: progress.say(f"preview at step {number}: {step}"))
         progress.show(taken, outcome.film, number, total)

@@ -151,6 +151,11 @@ class Run:
         """The step that the result is of."""
         return self.best.step if self.watch.keep_best and self.best.parameters else self.training.number
 
+    @property
+    def last(self) -> int:
+        """The step that it ends with, as far as is known."""
+        return self.training.number if self.stopping else self.training.settings.steps
+
     def _record(self, step: Step) -> None:
         nan = float("nan")
         self.history.loss.append(step.loss)

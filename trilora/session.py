@@ -13,6 +13,7 @@ from .files import Adapter
 from .objective import Example, Variants
 from .overview import overview
 from .run import Run, difference, identity, moved
+from .settings import Settings
 from .targets import table
 
 FEWEST = 10  # pictures from which some are held out without being asked
@@ -48,6 +49,13 @@ def preserving(pictures: list[Variants], plain: Sequence[Any], told: Callable[[A
         turned = known[latent.shape][i % len(plain) :] + known[latent.shape][: i % len(plain)]
         made.append(tuple(replace(e, plain=condition) for condition in turned for e in variants))
     return made
+
+
+def at_own_rank(asked: Settings, start: Adapter | None) -> Settings:
+    """The settings with the rank of the adapter that is started from, and the gain that was asked for."""
+    if start is None or not start.rank:
+        return asked
+    return replace(asked, rank=start.rank, alpha=asked.alpha * start.rank / asked.rank)
 
 
 def named(start: Adapter | None) -> str:

@@ -289,15 +289,30 @@ def test_what_can_not_be_trained_is_told_before_pictures_are_encoded(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_that_ends_early_ends_with_a_preview(trilora: Callable, train_words: Callable, tmp_path: Path) -> None:
+    few_pictures(tmp_path / "pictures", 11)
+    words = train_words(
+        pictures=tmp_path / "pictures", resolution=32, steps=9, held_out_share=0.2, learning_rate=1e-12, score_every=1,
+        patience=2, preview_every=100, preview_steps=1,
+    )  # fmt: skip
+    said = trilora(*words)
+    assert said.code == 0, said.err
+    taken = sorted(int(path.stem[-7:]) for path in (tmp_path / "runs").glob("*/preview-0*.png"))
+    assert taken[0] == 0
+    assert 0 < taken[-1] < 9
+
+
 def test_a_training_goes_on_from_an_adapter_with_all_its_layers(
     trilora: Callable, train_words: Callable, tmp_path: Path
 ) -> None:
     few_pictures(tmp_path / "pictures", 2)
     start = ROOT / "demo" / "loras" / "stained_glass.safetensors"
-    words = {"pictures": tmp_path / "pictures", "resolution": 32, "steps": 1, "learning_rate": 1e-9}
+    words = {"pictures": tmp_path / "pictures", "resolution": 32, "steps": 1, "learning_rate": 1e-9, "rank": 3}
     said = trilora(*train_words(**words, start_from=start))
     assert said.code == 0, said.err
-    before, after = files.load(start).layers, files.load(tmp_path / "out.safetensors").layers
+    made = files.load(tmp_path / "out.safetensors")
+    before, after = files.load(start).layers, made.layers
+    assert int(made.metadata["ss_network_dim"]) == files.load(start).rank != 3, "the adapter's own is said"
     assert before.keys() == after.keys()
     for name, factors in before.items():
         torch.testing.assert_close(delta(after[name]), delta(factors), rtol=1e-3, atol=1e-5)

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..cache import Cache
 from ..checkpointing import checkpointed
 from ..dataset import Dataset
 from ..encoding import Encoded
-from ..errors import TrainingError, TriLoRAError
+from ..errors import FileError, TrainingError, TriLoRAError
 from ..factors import Factors
 from ..files import Adapter
 from ..film import Film
@@ -71,10 +71,12 @@ class Outcome:
             return ""
         self.run.save()
         path = self.run.folder / f"unfinished-step-{self.run.step}.safetensors"
-        files.save(self.adapter(), path)
-        return (
-            f"stopped at step {self.run.training.number}; what was learned is in {path}, and the same command goes on"
-        )
+        stopped = f"stopped at step {self.run.training.number}"
+        try:
+            files.save(self.adapter(), path)
+        except FileError as error:  # a disk that refuses does not hide why the run ended
+            return f"{stopped}; what was learned was not saved: {error}"
+        return f"{stopped}; what was learned is in {path}, and the same command goes on"
 
 
 def run_training(plan: Plan) -> Outcome:
@@ -89,6 +91,7 @@ def run_training(plan: Plan) -> Outcome:
     denoiser = DiffusersDenoiser(pipe, plan.training.precision)
     sets, captions = _sets(plan), _lines(plan.preserve_captions)
     begun = files.load(Path(plan.start_from)) if plan.start_from else None
+    plan = replace(plan, training=session.at_own_rank(plan.training, begun))
     start, carried = _start(pipe, begun)
     modules = {path: pipe.unet.get_submodule(path) for path in start}
     modules = modules or select(pipe.unet, plan.training.targets, plan.training.blocks)
@@ -154,7 +157,7 @@ def _go(outcome: Outcome, progress: Progress, looked_at: Sequence[Example]) -> N
 
 
 def _preview(outcome: Outcome, progress: Progress, number: int) -> None:
-    if progress.shown and outcome.film.due(number, outcome.plan.training.steps):
+    if progress.shown and outcome.film.due(number, outcome.run.last):
         with outcome.run.training.averaged():
             progress.show(outcome.film.take(number, lambda _step: None), number)
 
