@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..trilora.buckets import FITS
-from ..trilora.captions import SOURCES
+from ..trilora.captions import SOURCES, one_line
 from ..trilora.dataset import Dataset
 from ..trilora.errors import DataError
 from ..trilora.overview import buckets, overview
@@ -190,7 +190,7 @@ def rare_inputs() -> list:
 def connected_captions(texts: list[str], pictures: int) -> list[str]:
     """As many texts as pictures are a caption each, empty ones and those of several lines too; else a line is one."""
     if len(texts) == pictures:
-        return [" ".join(text.split()) for text in texts]
+        return [one_line(text) for text in texts]
     return [line for text in texts for line in text.splitlines()]
 
 

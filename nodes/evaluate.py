@@ -12,6 +12,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..trilora.captions import one_line
 from ..trilora.errors import FileError
 from ..trilora.metrics import extractors
 from ..trilora.metrics.evaluation import evaluate
@@ -144,7 +145,7 @@ class TriLoRAEvaluate(io.ComfyNode):
     def execute(cls, generated, real, extractor, prompts=(), base=None) -> io.NodeOutput:
         lines = [line.strip() for text in prompts for line in text.splitlines() if line.strip()]
         if len(prompts) == sum(map(len, generated)):  # a list with one for each, which may have several lines
-            lines = [" ".join(text.split()) for text in prompts if text.strip()]
+            lines = [one_line(text) for text in prompts if text.strip()]
         bar = comfy.utils.ProgressBar(sum(len(batch) for batch in [*generated, *real, *(base or [])]))
         network = extractor_of({key: value[0] for key, value in extractor.items()})
         plain = watched(base, bar) if base else None

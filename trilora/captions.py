@@ -43,13 +43,13 @@ def beside(file: Path, suffixes: tuple[str, ...] = BESIDE) -> str:
     for suffix in suffixes:
         text = file.with_suffix(suffix)
         if os.path.isfile(text):  # a Path would raise where this name is longer than a disk can hold
-            return _one_line(_read(text))
+            return one_line(_read(text))
     return ""
 
 
 def folders_name(file: Path) -> str:
     """The name of the folder that a picture lies in; `10_red_cat` says "red cat"."""
-    return _one_line(re.sub(r"^\d+_", "", file.absolute().parent.name).replace("_", " "))
+    return one_line(re.sub(r"^\d+_", "", file.absolute().parent.name).replace("_", " "))
 
 
 def from_metadata(file: Path, root: Path, table: Callable[[Path], dict[str, str]]) -> str:
@@ -76,7 +76,7 @@ def read_metadata(file: Path) -> dict[str, str]:
         try:
             entry = json.loads(line)
             name, caption = entry["file_name"], entry.get("text", entry.get("caption"))
-            found[Path(name).as_posix()] = _one_line(caption or "")
+            found[Path(name).as_posix()] = one_line(caption or "")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(
                 f"{file}, line {number}, is not as it should be. Write one object a line: "
@@ -108,7 +108,8 @@ def without(word: str, text: str) -> str:
     return text if found == text else found.strip(" ,")
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A caption of several lines as one."""
     return " ".join(text.split())
 
 
